@@ -1,0 +1,2801 @@
+"""The lesson: how a pretrained model is fine-tuned, and what the five scripts share.
+
+Read it from the top; each part rests on the ones above it only where it says so.
+
+1. The loop          CustomTrainer: epochs, forward, loss, backward, clipping, optimizer step, schedule, checkpoints
+2. The task kinds    how an example becomes tensors, logits a prediction, predictions a score
+3. The data          catalog entry -> raw rows -> train, validation, test -> samples
+4. The model         tokenizer, head, precision, prediction
+5. The command line  flags that mean the same in all five scripts
+6. The run folder    run.json, the CSV files, the figures
+
+Try it:  python train.py --dataset mrpc --sample && python evaluate.py --dataset mrpc --sample
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import difflib
+import functools
+import http.client
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import string
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+import urllib.request
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+
+CATALOG_DIR = Path(__file__).parent / "catalog"
+DEFAULT_MODEL = "google-bert/bert-base-uncased"
+DEFAULT_SEED = 42
+SAMPLE_MODEL = "sample"  # the name that runs of --sample stand under
+SPLIT_SEED = 13  # splits and samples of the data do not move with --seed, so that seeds differ in the training alone
+HIDDEN_LABEL = -1  # how GLUE and others mark the labels that they keep to themselves
+# How a data file of the user's own is read, by its ending; texts and labels as they stand, "NA" and "null" included.
+TABLE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": lambda path: pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig"),
+    ".tsv": lambda path: pd.read_csv(
+        path, keep_default_na=False, encoding="utf-8-sig", sep="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".parquet": pd.read_parquet,
+}
+# The columns of predictions.csv that are not the task's own.
+RESERVED_COLUMNS = ("id", "split", "gold", "predicted", "correct", "confidence", "gold_confidence", "margin")
+DROPOUT_NAMES = (  # what the model families call their dropout rates
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pooler_dropout", "embedding_dropout",
+    "mlp_dropout")
+EVAL_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # Trainer's, not ours to keep
+# Where installed, these draw what matplotlib's own DejaVu Sans lacks. (It cannot use colour emoji: they are bitmaps.)
+FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Hiragino Sans",
+                  "PingFang SC", "Malgun Gothic", "Noto Sans Devanagari", "Noto Sans Ethiopic", "Noto Emoji", "Symbola",
+                  "Arial Unicode MS")
+PLACEHOLDER = "□"
+# Number columns of predictions.csv; a name that ends in _ is a prefix.
+PREDICTION_NUMBERS = ("confidence", "gold_confidence", "margin", "prob_", "abs_error", "f1")
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what was given, what is allowed and how to go on. Exit code 2."""
+
+
+class TrainingStopped(Exception):
+    """Training was stopped by a signal, after a checkpoint. Exit code 130."""
+
+
+# =====================================================================================================================
+# Part 1. The loop
+# =====================================================================================================================
+# One update (= optimizer step) over n examples, in k micro-batches B_1 .. B_k that fit into memory:
+#     L      = 1/n  sum_j  sum_{(x, y) in B_j}  loss(model(x), y)       the mean over all n examples    `loss`
+#     g      = dL/dw  = sum_j  d(loss of B_j)/dw                        backward() adds into .grad      `param.grad`
+#     g     <- g * min(1, c / ||g||)                                    c: --max-grad-norm              `grad_norm`
+#     m     <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2            AdamW's running means           `optimizer`
+#     w     <- w - lr * (m^ / (sqrt(v^) + eps) + decay * w)             ^: corrected for the zero start
+#     lr     = schedule(updates done)                                   linear: falls to 0 at the end   `lr_scheduler`
+# An epoch is ceil(batches / k) updates; num_train_epochs epochs and one evaluation after each are a training.
+
+
+def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
+    """Define CustomTrainer, KeepStates and RunLog as names of this module.
+
+    Importing transformers.Trainer takes seconds, which --help, a mistyped flag and errors.py need not wait for;
+    __getattr__ below calls this the first time one of these names is asked for.
+    """
+    global CustomTrainer, KeepStates, RunLog
+
+    import torch
+    from accelerate import skip_first_batches
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import ExportableState
+    from transformers.trainer_utils import rotate_checkpoints
+
+    class CustomTrainer(Trainer):
+        """A Trainer whose training loop is written out, so that it can be read from top to bottom.
+
+        It takes Trainer's own arguments and trains any sequence-classification model with them; `kind` (an entry of
+        KINDS) brings another loss, `class_weights` (float32, (num_labels,)) weighs the examples of each label.
+
+        It differs from transformers 5.23's Trainer in this: the loss is the mean over the examples of the whole update,
+        whatever the accumulation (Trainer's is gradient_accumulation_steps times too large for the text-classification
+        heads, github.com/huggingface/transformers/issues/47688); a loss that is not finite stops the run
+        (FloatingPointError) instead of being replaced; checkpoints appear whole and hold no pickle, and one due at an
+        epoch's last step is written after the epoch's evaluation; total_flos stays 0; what REFUSED names raises
+        NotImplementedError instead of being ignored.
+        """
+
+        REFUSED = MappingProxyType({  # argument: the value that leaves it off
+            "auto_find_batch_size": False, "eval_on_start": False, "label_smoothing_factor": 0.0,
+            "neftune_noise_alpha": None, "torch_empty_cache_steps": None, "ignore_data_skip": False,
+            "save_only_model": False,
+        })
+
+        def __init__(self, *trainer_args: Any, kind: Any = None, class_weights: Any = None, **trainer_kwargs: Any):
+            super().__init__(*trainer_args, **trainer_kwargs)
+            self.kind = kind or KINDS["classification"]
+            self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
+            refused = [name for name, off in self.REFUSED.items() if getattr(self.args, name) != off]
+            if self.args.world_size > 1 or self.args.n_gpu > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                refused.append("more than one process or GPU")
+            if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+                refused.append(f"lr_scheduler_type={self.args.lr_scheduler_type.value}")
+            if refused:
+                raise NotImplementedError(f"CustomTrainer's loop does without {', '.join(refused)}; Trainer has it")
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """The loss of one micro-batch in nats: the sum over its examples, divided by the examples of the update.
+
+            inputs["labels"]: (batch, ...), what `kind.loss` expects; the model is called without it.
+            num_items_in_batch: examples in the whole update; dividing every micro-batch's sum by it makes k accumulated
+            micro-batches equal one batch k times as large, short ones included. In evaluation it does not count:
+            there the loss is the mean over this batch.
+            """
+            labels = inputs["labels"]
+            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            examples = num_items_in_batch if model.training and num_items_in_batch is not None else len(labels)
+            if self.compute_loss_func is not None:
+                loss = self.compute_loss_func(outputs, labels, num_items_in_batch=examples)
+            else:
+                loss = self.kind.loss(outputs, labels, self.class_weights) / examples
+            return (loss, outputs) if return_outputs else loss
+
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # noqa: ARG002 - Trainer's
+            """Mean loss of an evaluation batch, what `kind.collect` keeps of its outputs, and its labels."""
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad():
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            return loss, None if prediction_loss_only else self.kind.collect(outputs, inputs), inputs["labels"]
+
+        def _inner_training_loop(  # noqa: PLR0915
+            self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
+        ):
+            """Train; returns TrainOutput(global_step, training_loss, metrics). Trainer.train() calls it."""
+            # 1. Plan. A micro-batch is what fits into memory; an update is made of up to gradient_accumulation_steps of
+            #    them. max_steps and state.global_step count updates.
+            self.accelerator.free_memory()
+            self._train_batch_size = batch_size
+            loader = self.get_train_dataloader()
+            (num_epochs, updates_per_epoch, _, num_samples, _, batches_per_epoch, max_steps
+             ) = self.set_initial_training_values(args, loader)
+
+            # 2. State. Model, optimizer and schedule are made ready; a checkpoint, if any, is loaded into them.
+            first_epoch, batches_to_skip = self._init_training_state(
+                max_steps, updates_per_epoch, num_epochs, resume_from_checkpoint, trial)
+            model, loader = self._prepare_for_training(max_steps, loader, resume_from_checkpoint)
+            self._start_sums(resume_from_checkpoint)
+            start_time = time.time()
+            model.zero_grad()
+            self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+
+            for epoch in range(first_epoch, num_epochs):
+                # 3. Epoch: one pass over the data. The order depends on the seed and the epoch alone (set_epoch), so a
+                #    resumed epoch goes on with the very batches that were left. The random state saved between two
+                #    epochs belongs before iter(), which draws from it; the one saved within an epoch, after.
+                self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+                resuming = resume_from_checkpoint is not None and epoch == first_epoch
+                batches_done = batches_to_skip if resuming else 0
+                if resuming and batches_done == 0:
+                    self._load_rng_state(resume_from_checkpoint)
+                epoch_loader = skip_first_batches(loader, batches_done) if batches_done else loader
+                epoch_loader.set_epoch(epoch)
+                micro_batches = iter(epoch_loader)
+
+                # 4. Micro-batches: forward, loss, backward. islice takes the next group, a shorter one at the end.
+                while group := list(islice(micro_batches, args.gradient_accumulation_steps)):
+                    if resuming and batches_done == batches_to_skip > 0:
+                        self._load_rng_state(resume_from_checkpoint)
+                    self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
+                    model.train()
+                    examples = sum(len(batch["labels"]) for batch in group)
+                    for number, batch in enumerate(group, start=1):
+                        batch = self._prepare_inputs(batch)  # to the device
+                        loss, outputs = self.compute_loss(  # forward (under autocast for bf16 and fp16) and loss
+                            model, batch, return_outputs=True, num_items_in_batch=examples)
+                        self.accelerator.backward(loss)  # adds this micro-batch's gradient to param.grad
+                        self._add_to_sums(loss.detach(), outputs, batch["labels"], examples)
+                        if number < len(group):
+                            self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
+                    batches_done += len(group)
+
+                    # 5. Update: clip the gradient, step the optimizer, step the schedule, clear the gradient.
+                    grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+                    self.control = self.callback_handler.on_pre_optimizer_step(args, self.state, self.control)
+                    self.optimizer.step()
+                    self.control = self.callback_handler.on_optimizer_step(args, self.state, self.control)
+                    learning_rate = self._get_learning_rate()  # the rate of this update, for the log
+                    if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips an update that overflowed
+                        self.lr_scheduler.step()
+                    model.zero_grad()
+                    self.state.global_step += 1
+                    self.state.epoch = epoch + batches_done / batches_per_epoch
+
+                    # 6. Log, evaluate, save: what the callbacks asked for in on_step_end or on_epoch_end. A checkpoint
+                    #    due at an epoch's last step waits for the epoch's end, so that it knows of its evaluation.
+                    self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+                    self._log_evaluate_save(model, trial, ignore_keys_for_eval, start_time, grad_norm, learning_rate,
+                                            may_save=batches_done < batches_per_epoch)
+                    if self.control.should_epoch_stop or self.control.should_training_stop:
+                        break
+
+                self._close_epoch(learning_rate)
+                self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
+                self._log_evaluate_save(model, trial, ignore_keys_for_eval, start_time, grad_norm, learning_rate)
+                if self.control.should_training_stop:
+                    break
+
+            # 7. Close: mean loss, speed, the best epoch's weights back in memory, on_train_end.
+            return self._finalize_training(trial, num_samples, start_time)
+
+        def _log_evaluate_save(
+            self, model, trial, ignore_keys, start_time, grad_norm, learning_rate, may_save=True
+        ):
+            """Do what the callbacks asked for. The .item() calls here are the loop's only waits for the device."""
+            updates = self.state.global_step - self._globalstep_last_logged
+            if self.control.should_log and updates > 0:
+                interval_loss = self._tr_loss.item()
+                if not math.isfinite(interval_loss):
+                    raise FloatingPointError(
+                        f"the training loss is {interval_loss} at step {self.state.global_step}; a lower "
+                        "--learning-rate or --precision fp32 may help; checkpoints written before are kept")
+                self._tr_loss.zero_()
+                self._total_loss_scalar += interval_loss
+                self._globalstep_last_logged = self.state.global_step
+                logs = {"loss": interval_loss / updates, "grad_norm": float(grad_norm), "learning_rate": learning_rate}
+                self.log(logs, start_time)
+            if self.control.should_evaluate:
+                is_best = self._determine_best_metric(self._evaluate(trial, ignore_keys), trial)
+                if self.args.save_strategy == "best":
+                    self.control.should_save = is_best
+            if self.control.should_save and may_save:
+                self._save_checkpoint(model, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+        # What the log needs, added up on the device: the host reads it when it logs, not at every step.
+
+        def _start_sums(self, checkpoint: str | None) -> None:
+            """Set the running sums to zero, or to what the checkpoint says."""
+            saved = read_json(Path(checkpoint, "sums.json")) if checkpoint else {}
+            self._initial_global_step = self.state.global_step
+            self._globalstep_last_logged = saved.get("last_logged_step", self.state.global_step)
+            since_log = saved.get("loss_since_log", 0.0)
+            self._tr_loss = torch.tensor(since_log, device=self.args.device)
+            self._total_loss_scalar = -since_log  # a float on the host, of the steps of this call alone
+            # summed loss and summed training score (kind.score) of this epoch's examples
+            self._epoch_sums = torch.tensor(saved.get("epoch_sums", [0.0, 0.0]), device=self.args.device)
+            self._epoch_examples = saved.get("epoch_examples", 0)
+            self._epoch_seconds = saved.get("epoch_seconds", 0.0)  # of this epoch, spent before the checkpoint
+            self._epoch_start = time.time()
+
+        def _add_to_sums(self, loss: Any, outputs: Any, labels: Any, examples: int) -> None:
+            """Count one micro-batch; `examples` is the number in its update, by which `loss` was divided."""
+            self._tr_loss += loss
+            self._epoch_sums += torch.stack([loss * examples, self.kind.score(outputs, labels).to(loss.dtype)])
+            self._epoch_examples += len(labels)
+
+        def _close_epoch(self, learning_rate: float) -> None:
+            """Append the finished epoch's training loss, score and seconds to state.log_history; start new sums."""
+            loss, score = (total / self._epoch_examples for total in self._epoch_sums.tolist())
+            seconds = self._epoch_seconds + time.time() - self._epoch_start
+            self.state.log_history.append({
+                "epoch": self.state.epoch, "step": self.state.global_step, "epoch_train_loss": loss,
+                f"epoch_train_{self.kind.train_metric}": score, "learning_rate": learning_rate, "seconds": seconds,
+                "samples_per_second": self._epoch_examples / seconds})
+            self._epoch_sums.zero_()
+            self._epoch_examples, self._epoch_seconds, self._epoch_start = 0, 0.0, time.time()
+
+        # Checkpoints: Trainer writes pickles in place; these are safetensors and JSON, and appear whole or not at all.
+
+        def _save_checkpoint(self, model, trial):
+            """Write checkpoint-<step>: weights, tokenizer, optimizer, schedule, random state, sums, trainer state."""
+            run_dir = Path(self._get_output_dir(trial))
+            best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step and (best.exists() or self.state.best_global_step == self.state.global_step):
+                self.state.best_model_checkpoint = str(best)
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            with folder_atomically(run_dir / f"checkpoint-{self.state.global_step}") as folder:
+                self.accelerator.unwrap_model(model).save_pretrained(folder)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+                save_optimizer(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
+                save_random_state(folder)
+                write_json(folder / "sums.json", {
+                    "last_logged_step": self._globalstep_last_logged, "loss_since_log": self._tr_loss.item(),
+                    "epoch_sums": self._epoch_sums.tolist(), "epoch_examples": self._epoch_examples,
+                    "epoch_seconds": self._epoch_seconds + time.time() - self._epoch_start})
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+            rotate_checkpoints(output_dir=str(run_dir), save_total_limit=self.args.save_total_limit,
+                               best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)
+
+        def _get_train_sampler(self, train_dataset=None):
+            """LengthGroupedOrder for a data set that knows its lengths, as ours do; Trainer's sampler for any other."""
+            dataset = train_dataset if train_dataset is not None else self.train_dataset
+            if not hasattr(dataset, "lengths"):
+                return super()._get_train_sampler(train_dataset)
+            return LengthGroupedOrder(dataset.lengths, self._train_batch_size, self.args.seed, dataset.window)
+
+        def _load_optimizer_and_scheduler(self, checkpoint):
+            load_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+
+        def _load_scaler(self, checkpoint):
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint, "optimizer.json"))["scaler"])
+
+        def _load_rng_state(self, checkpoint):
+            load_random_state(checkpoint)
+
+    class KeepStates(TrainerCallback):
+        """Keeps what the head sees of some validation examples, before training (epoch 0) and after chosen epochs.
+
+        `path`, an .npz: id, gold (examples,); epoch (epochs,); vector, float32 (epochs, examples, hidden size);
+        predicted, correct, confidence (epochs, examples).
+        """
+
+        def __init__(self, path: Path, epochs: list[int], predict_rows: Callable[[Any], tuple[pd.DataFrame, Any]]):
+            self.path, self.epochs, self.predict_rows = path, epochs, predict_rows
+
+        def on_train_begin(self, _args, state, _control, model, **_):
+            if state.global_step == 0:
+                self._keep(0, model)
+
+        def on_epoch_end(self, _args, state, _control, model, **_):
+            self._keep(round(state.epoch), model)
+
+        def _keep(self, epoch: int, model: Any) -> None:
+            if epoch not in self.epochs:
+                return
+            table, vectors = self.predict_rows(model)
+            new = {"epoch": np.array([epoch]), "vector": vectors[None],
+                   "predicted": table["predicted"].to_numpy(dtype=np.str_)[None],
+                   "correct": table["correct"].to_numpy(dtype=bool)[None],
+                   "confidence": table["confidence"].to_numpy(dtype=np.float32)[None]}
+            if self.path.is_file():  # of the epochs before, also of those before a resume
+                with np.load(self.path, allow_pickle=False) as kept:
+                    before = kept["epoch"] < epoch
+                    new = {name: np.concatenate([kept[name][before], array]) for name, array in new.items()}
+            new |= {name: table[name].to_numpy(dtype=np.str_) for name in ("id", "gold")}
+            write_atomically(self.path, lambda path: np.savez(path, **new))
+
+    class RunLog(TrainerCallback):
+        """Writes history.csv and steps.csv, prints a line per epoch, draws progress bars, and saves when asked to stop.
+
+        Ctrl-C and SIGTERM finish the step, save a checkpoint and raise TrainingStopped; a second Ctrl-C stops at once.
+        """
+
+        def __init__(self, folder: Path, save_steps: int | None = None):
+            self.folder, self.save_steps, self.bar, self.signal = folder, save_steps, None, None
+            self.handlers: dict[int, Any] = {}  # those that were there before ours
+
+        def close(self) -> None:
+            """Clear the bar off the screen and give the signals back; train.py does so also when the run breaks off."""
+            if self.bar is not None:
+                self.bar.close()
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            self.handlers = {}
+
+        def on_train_begin(self, _args, _state, _control, **_):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._on_signal)
+
+        def _on_signal(self, number, _frame):
+            self.signal = signal.Signals(number).name
+            signal.signal(number, self.handlers[number])  # a second one stops at once
+
+        def on_train_end(self, _args, _state, _control, **_):
+            self.close()
+
+        def on_epoch_begin(self, args, state, _control, **_):
+            updates = math.ceil(state.max_steps / math.ceil(args.num_train_epochs))
+            done = state.global_step % updates
+            label = f"epoch {state.global_step // updates + 1}/{math.ceil(args.num_train_epochs)}"
+            self.bar = progress_bar(updates, label, unit="step", initial=done)
+
+        def on_step_end(self, _args, state, control, **_):
+            self.bar.update()
+            if self.signal or (self.save_steps and state.global_step % self.save_steps == 0):
+                control.should_save = True
+            return control
+
+        def on_log(self, _args, state, _control, logs, **_):
+            if "loss" in logs:
+                self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+                self._write(state)
+
+        def on_epoch_end(self, _args, _state, control, **_):
+            self.bar.close()
+            control.should_log = True  # the last, short interval of the epoch too
+            return control
+
+        def on_prediction_step(self, _args, _state, _control, eval_dataloader, **_):
+            if self.bar.n >= self.bar.total:
+                self.bar = progress_bar(len(eval_dataloader), "evaluation", unit="batch")
+            self.bar.update()
+            if self.bar.n >= self.bar.total:
+                self.bar.close()
+
+        def on_evaluate(self, args, state, _control, **_):
+            self._write(state)
+            row = history_table(state.log_history).iloc[-1]
+            scores = "  |  ".join(
+                f"{part} " + "  ".join(f"{name.removeprefix(part + '_')} {value:.4f}" for name, value in row.items()
+                                       if name.startswith(f"{part}_")) for part in ("train", "eval"))
+            print(f"epoch {row['epoch']:g}/{args.num_train_epochs:g}:  {scores}  |  {row['seconds'] / 60:.2f} min",
+                  flush=True)
+
+        def on_save(self, _args, state, _control, **_):
+            self._write(state)
+            if self.signal:
+                raise TrainingStopped(f"stopped by {self.signal} at step {state.global_step} of {state.max_steps}, "
+                                      "checkpoint saved; go on with the same command and --resume")
+
+        def _write(self, state):
+            write_csv(self.folder / "history.csv", history_table(state.log_history))
+            write_csv(self.folder / "steps.csv", steps_table(state.log_history))
+
+
+def __getattr__(name: str) -> Any:
+    """CustomTrainer, KeepStates and RunLog, defined when they are first asked for (PEP 562)."""
+    if name not in ("CustomTrainer", "KeepStates", "RunLog"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    define_trainer()
+    return globals()[name]
+
+
+def history_table(log_history: list[dict[str, Any]]) -> pd.DataFrame:
+    """history.csv, a row per epoch, from Trainer's state.log_history."""
+    evaluations = {row["step"]: row for row in log_history if "eval_loss" in row}
+    rows = []
+    for train in (row for row in log_history if "epoch_train_loss" in row):
+        scores = {name.removeprefix("epoch_"): value for name, value in train.items() if name.startswith("epoch_train")}
+        evaluation = {name: value for name, value in evaluations.get(train["step"], {}).items()
+                      if name.startswith("eval_") and name not in EVAL_TIMES}
+        speed = {name: train[name] for name in ("learning_rate", "seconds", "samples_per_second")}
+        rows.append({"epoch": train["epoch"], **scores, **evaluation, **speed})
+    return pd.DataFrame(rows)
+
+
+def steps_table(log_history: list[dict[str, Any]]) -> pd.DataFrame:
+    """steps.csv from Trainer's state.log_history: the mean loss since the row before, and this step's other figures."""
+    columns = ["step", "epoch", "loss", "grad_norm", "learning_rate"]
+    rows = [{name: row[name] for name in columns} for row in log_history if "loss" in row]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def progress_bar(total: int, label: str, unit: str, initial: int = 0) -> Any:
+    """A tqdm bar; where stderr is no terminal (a notebook's shell cell, a file) it writes few lines, not hundreds."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 10.0)
+
+
+class LengthGroupedOrder:
+    """A sampler that puts examples of like length into one batch, so that few tokens are padding.
+
+    The examples are shuffled, cut into windows of `window` batches, sorted by length within each window and cut into
+    batches, and the batches are shuffled; the last, short one stays last. The order is a function of seed and epoch
+    alone (numpy's PCG64 seeded with both), so a resumed run meets the batches that it would have met.
+
+    Args:
+        lengths: int, (examples,): tokens of each example.
+        batch_size: examples per micro-batch.
+        seed: any whole number of 0 or more.
+        window: batches per window; 1 is plain shuffling.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, window: int = 50):
+        self.lengths, self.batch_size, self.seed, self.window, self.epoch = lengths, batch_size, seed, window, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        if self.window > 1:
+            step = self.window * self.batch_size
+            windows = [order[start:start + step] for start in range(0, len(order), step)]
+            order = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in windows])
+        full = len(order) // self.batch_size * self.batch_size
+        batches = order[:full].reshape(-1, self.batch_size)
+        return iter(np.concatenate([rng.permutation(batches).ravel(), order[full:]]).tolist())
+
+
+# The parts of a checkpoint. Tensors go into safetensors, all else into JSON, which keeps Python's floats exactly.
+
+
+@contextlib.contextmanager
+def folder_atomically(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; sync its files and rename it, so that `folder` is whole or absent."""
+    temporary = folder.with_name(f".{os.getpid()}-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_optimizer(folder: Path, optimizer: Any, scheduler: Any, scaler: Any) -> None:
+    """Write optimizer.safetensors (the running means of each parameter) and optimizer.json (all the rest)."""
+    import torch
+    from safetensors.torch import save_file
+
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for parameter, values in state["state"].items():
+        for name, value in values.items():
+            is_tensor = isinstance(value, torch.Tensor)
+            (tensors if is_tensor else scalars)[f"{parameter}.{name}"] = value.contiguous() if is_tensor else value
+    save_file(tensors, folder / "optimizer.safetensors")
+    write_json(folder / "optimizer.json", {
+        "param_groups": state["param_groups"], "scalars": scalars, "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None})
+
+
+def load_optimizer(folder: str | Path, optimizer: Any, scheduler: Any) -> None:
+    """Give optimizer and scheduler the state that save_optimizer wrote."""
+    from safetensors.torch import load_file
+
+    saved = read_json(Path(folder, "optimizer.json"))
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**load_file(Path(folder, "optimizer.safetensors")), **saved["scalars"]}.items():
+        parameter, name = key.split(".", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    scheduler.load_state_dict(saved["scheduler"])
+
+
+def save_random_state(folder: Path) -> None:
+    """Write the state of Python's, numpy's and torch's random generators to random.safetensors and random.json."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.random.get_rng_state()
+    save_file(tensors, folder / "random.safetensors")
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the generator that libraries draw from
+    write_json(folder / "random.json", {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]})
+
+
+def load_random_state(folder: str | Path) -> None:
+    """Give the random number generators the state that save_random_state wrote."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors, saved = load_file(Path(folder, "random.safetensors")), read_json(Path(folder, "random.json"))
+    version, internal, gauss = saved["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.random.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.random.set_rng_state(tensors["cuda"])
+
+
+# =====================================================================================================================
+# Part 2. The task kinds: examples -> tensors -> logits -> predictions -> scores
+# =====================================================================================================================
+# A split is a table with the columns id, the task's text columns and label; what a label is, its kind says.
+
+
+class TokenDataset:
+    """Tokenised examples in flat arrays: memory grows with the tokens, not with Python objects.
+
+    Args:
+        columns: input name -> one int array per sequence, e.g. {"input_ids": [...], "token_type_ids": [...]}.
+        labels: (examples, ...), what the kind's loss expects.
+        pads: input name -> the value that fills it up to the batch's longest sequence.
+        sequences: sequences per example (2 options of a multiple-choice question: 2).
+
+    `window` is what LengthGroupedOrder takes; `lengths` are tokens, (examples,): the longest sequence of each.
+    """
+
+    window = 50
+
+    def __init__(self, columns: dict[str, list[Any]], labels: np.ndarray, pads: dict[str, int], sequences: int = 1):
+        sizes = np.array([len(ids) for ids in columns["input_ids"]], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.columns = {name: np.fromiter(chain.from_iterable(rows), np.int32, count=self.starts[-1])
+                        for name, rows in columns.items()}
+        self.labels, self.pads, self.sequences = labels, pads, sequences
+        self.lengths = sizes.reshape(-1, sequences).max(axis=1, initial=0)
+        self.tokens = int(sizes.sum())
+        self.examples = np.arange(len(labels))  # the row of the table that each item is cut from
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The example's sequences (int32 arrays of different lengths) by input name, and its label."""
+        rows = range(index * self.sequences, (index + 1) * self.sequences)
+        inputs = {name: [flat[self.starts[row]:self.starts[row + 1]] for row in rows]
+                  for name, flat in self.columns.items()}
+        return {**inputs, "labels": self.labels[index]}
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad to the batch's longest sequence, on the right.
+
+        Returns input_ids, attention_mask and the like, int64 (batch, tokens), or (batch, sequences, tokens) where an
+        example has several, and labels, (batch, ...).
+        """
+        import torch
+
+        rows = {name: [sequence for example in examples for sequence in example[name]] for name in self.columns}
+        sizes = np.array([len(row) for row in rows["input_ids"]])
+        real = np.arange(sizes.max())[None, :] < sizes[:, None]  # (batch * sequences, tokens)
+        batch = {"attention_mask": real.astype(np.int64)}
+        for name, sequences in rows.items():
+            batch[name] = np.full(real.shape, self.pads[name], dtype=np.int64)
+            batch[name][real] = np.concatenate(sequences)
+        if self.sequences > 1:
+            batch = {name: array.reshape(len(examples), self.sequences, -1) for name, array in batch.items()}
+        batch["labels"] = np.stack([example["labels"] for example in examples])
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def tokenize(
+    tokenizer: Any, first: list[str], second: list[str] | None, max_length: int, **options: Any
+) -> dict[str, Any]:
+    """Token ids, and token types where the model takes them, as lists per text or pair, cut to `max_length` tokens."""
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False, **options}
+    return dict(tokenizer(first, second, **options))
+
+
+def pad_values(tokenizer: Any) -> dict[str, int]:
+    """The value that pads each input."""
+    return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+
+
+class Kind:
+    """What the kinds share. A kind owns all that differs between tasks; nothing else asks which kind a task is.
+
+    The defaults are those of one label out of a closed set, read by a model for sequence classification.
+    """
+
+    auto_class = "AutoModelForSequenceClassification"
+    problem_type: str | None = None  # what the model's config calls it
+    sample_config: tuple[str, dict[str, Any]] = ("BertConfig", {})  # what --sample builds, beside its common sizes
+    train_metric = "accuracy"
+    integer_labels = False
+    closed_set = True  # task["labels"] lists what a label can be
+    takes_class_weights = False
+    continuous = False  # labels are numbers, so pictures colour by their value
+    lower_is_better: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()  # what tune() chooses on the validation split
+
+    def check_model(self, config: Any) -> None:
+        """Raise UserError where transformers has no head of this kind for the model's family."""
+        import transformers
+
+        if type(config) not in getattr(transformers, self.auto_class)._model_mapping:
+            raise UserError(f"transformers has no {self.auto_class.removeprefix('AutoModelFor')} head for a "
+                            f"{config.model_type} model; take another --model, such as {DEFAULT_MODEL}")
+
+    def output_names(self, task: dict[str, Any]) -> list[str]:
+        """What each output of the head stands for."""
+        return [str(label) for label in task["labels"]]
+
+    def strata(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """What a split or a sample keeps in proportion, (examples,): the label."""
+        return table["label"].to_numpy()
+
+    def label_counts(self, table: pd.DataFrame, task: dict[str, Any]) -> dict[str, int]:
+        """Rows per stratum."""
+        return {str(name): count for name, count in sorted(Counter(self.strata(table, task)).items())}
+
+    def targets(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """The labels as the loss expects them, (examples, ...)."""
+        raise NotImplementedError
+
+    def gold(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """The labels as predictions.csv shows them, (examples,)."""
+        return self.strata(table, task)
+
+    def encode(
+        self, table: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int, _images: Any = None
+    ) -> TokenDataset:
+        """The split as tensors: one sequence per example, a pair joined by the tokenizer's separator."""
+        texts = [table[name].tolist() for name in task["text"]]
+        encoded = tokenize(tokenizer, texts[0], texts[1] if len(texts) > 1 else None, max_length)
+        return TokenDataset(encoded, self.targets(table, task), pad_values(tokenizer))
+
+    def loss(self, outputs: Any, labels: Any, weights: Any) -> Any:
+        """Summed cross-entropy in nats; logits (batch, labels), labels int64 (batch,), weights (labels,) or None."""
+        import torch.nn.functional as F
+
+        return F.cross_entropy(outputs["logits"].float(), labels, weight=weights, reduction="sum")
+
+    def score(self, outputs: Any, labels: Any) -> Any:
+        """Number of right predictions in the batch, a tensor on the device: the sum of train_metric over it."""
+        return (outputs["logits"].detach().argmax(dim=-1) == labels).sum()
+
+    def greater_is_better(self, metric: str) -> bool:
+        """Whether a higher figure of the metric is the better one."""
+        return metric not in self.lower_is_better
+
+    def collect(self, outputs: Any, _inputs: dict[str, Any]) -> Any:
+        """What predict() needs of the outputs, a float32 tensor on the device: the logits, (batch, outputs)."""
+        return outputs["logits"].float()
+
+    def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
+        """The vector that the head reads, (batch, hidden size): GPT-2 and Llama read each text's last real token."""
+        if hidden.ndim == 2:
+            return hidden
+        last = inputs["attention_mask"].sum(dim=1) - 1
+        return hidden[range(len(last)), last]
+
+    def tune(
+        self, _logits: np.ndarray, _table: pd.DataFrame, _task: dict[str, Any], _dataset: TokenDataset
+    ) -> dict[str, float]:
+        """What predict() takes from the task beside the logits, chosen on the validation split: nothing."""
+        return {}
+
+    def figures(self, predictions: pd.DataFrame, task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics of samples in which example i occurs weights[:, i] times, (samples,) each."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: pd.DataFrame, task: dict[str, Any]) -> dict[str, float]:
+        """The figures by name, the task's main metrics first."""
+        scores = self.figures(predictions, task, np.ones((1, len(predictions))))
+        return {name: float(scores[name][0]) for name in dict.fromkeys([*task["metrics"], *scores])}
+
+    def resample(self, predictions: pd.DataFrame, task: dict[str, Any], draws: int = 2000) -> dict[str, np.ndarray]:
+        """The metrics of `draws` bootstrap samples of the examples, (draws,) each; all from the same samples."""
+        rng, count = np.random.default_rng(SPLIT_SEED), len(predictions)
+        parts = []
+        for first in range(0, draws, 100):  # 100 x examples weights at a time: memory stays flat
+            weights = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - first))
+            parts.append(self.figures(predictions, task, weights.astype(np.float64)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def confusion(self, _predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame | None:
+        """What confusion.csv holds, or None; column `gold` names the rows."""
+        return None
+
+    def picture_groups(self, table: pd.DataFrame, _task: dict[str, Any]) -> pd.Series:
+        """What colour and shape stand for in pictures, per row of predictions.csv: the gold label."""
+        return table["gold"]
+
+
+class Classification(Kind):
+    """One label of a closed set, for one text or a pair. label: int64, the position in task["labels"]."""
+
+    integer_labels = True
+    takes_class_weights = True
+
+    def read_labels(self, column: pd.Series, task: dict[str, Any]) -> pd.Series:
+        """Label ids of a raw column, which holds ids or names; missing (NaN) where a label is hidden or absent."""
+        return label_ids(column, task)
+
+    def label_counts(self, table: pd.DataFrame, task: dict[str, Any]) -> dict[str, int]:
+        """Rows per label, in the order of the labels."""
+        counts = np.bincount(table["label"], minlength=len(task["labels"]))
+        return dict(zip(task["labels"], counts.tolist(), strict=True))
+
+    def targets(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """int64 (examples,)."""
+        return table["label"].to_numpy(dtype=np.int64)
+
+    def gold(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """The labels' names."""
+        return np.array(task["labels"], dtype=object)[table["label"].to_numpy()]
+
+    def predict(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
+    ) -> pd.DataFrame:
+        """The prediction columns of predictions.csv from logits, (examples, labels), in the order of `table`."""
+        return closed_set_predictions(softmax(logits), table["label"].to_numpy(), task["labels"])
+
+    def metrics(self, predictions: pd.DataFrame, task: dict[str, Any]) -> dict[str, float]:
+        """scikit-learn's figures by name, each from 0 to 1; the task's main metrics first."""
+        from sklearn import metrics
+
+        gold, predicted, labels = predictions["gold"], predictions["predicted"], task["labels"]
+        scores = {"accuracy": metrics.accuracy_score(gold, predicted)}
+        for average in ("macro", "weighted"):
+            scores[f"{average}_f1"] = metrics.f1_score(gold, predicted, labels=labels, average=average, zero_division=0)
+        scores["macro_recall"] = metrics.recall_score(gold, predicted, labels=labels, average="macro", zero_division=0)
+        per_label = metrics.precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
+        for label, precision, recall, f1 in zip(labels, *per_label[:3], strict=True):
+            scores |= {f"precision_{label}": precision, f"recall_{label}": recall, f"f1_{label}": f1}
+        if "positive" in task:
+            scores["f1"] = scores[f"f1_{task['positive']}"]
+        if "averaged" in task:  # the labels whose F1 the task's organisers average
+            scores["mean_f1"] = np.mean([scores[f"f1_{label}"] for label in task["averaged"]])
+        if "auroc" in task["metrics"]:
+            scores["auroc"] = metrics.roc_auc_score(gold == task["positive"], predictions[f"prob_{task['positive']}"])
+        return {name: float(scores[name]) for name in dict.fromkeys([*task["metrics"], *scores])}
+
+    def resample(self, predictions: pd.DataFrame, task: dict[str, Any], draws: int = 2000) -> dict[str, np.ndarray]:
+        """The metrics of `draws` bootstrap samples of the examples, (draws,) each.
+
+        Drawing n examples with replacement is drawing the confusion matrix's cells from a multinomial distribution, so
+        no example is touched twice and all metrics come from the same samples. Only auroc needs the examples.
+        """
+        counts = self.confusion(predictions, task).iloc[:, 1:].to_numpy()
+        rng = np.random.default_rng(SPLIT_SEED)
+        cells = rng.multinomial(counts.sum(), counts.ravel() / counts.sum(), size=draws).reshape(draws, *counts.shape)
+        hits, gold, predicted = np.diagonal(cells, axis1=1, axis2=2), cells.sum(axis=2), cells.sum(axis=1)
+        precision, recall, f1 = ratio(hits, predicted), ratio(hits, gold), ratio(2 * hits, gold + predicted)
+        scores = {"accuracy": hits.sum(axis=1) / counts.sum(), "macro_f1": f1.mean(axis=1),
+                  "weighted_f1": (f1 * gold).sum(axis=1) / counts.sum(), "macro_recall": recall.mean(axis=1)}
+        for i, label in enumerate(task["labels"]):
+            scores |= {f"precision_{label}": precision[:, i], f"recall_{label}": recall[:, i], f"f1_{label}": f1[:, i]}
+        if "positive" in task:
+            scores["f1"] = scores[f"f1_{task['positive']}"]
+        if "averaged" in task:
+            scores["mean_f1"] = np.mean([scores[f"f1_{label}"] for label in task["averaged"]], axis=0)
+        if "auroc" in task["metrics"]:
+            scores |= super().resample(predictions, task, draws)
+        return scores
+
+    def figures(self, predictions: pd.DataFrame, task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """auroc: the share of pairs of a positive and another example that the positive's probability puts in order."""
+        positive = (predictions["gold"] == task["positive"]).to_numpy()
+        ranks = weighted_ranks(predictions[f"prob_{task['positive']}"].to_numpy(np.float64), weights)
+        positives, others = weights @ positive, weights @ ~positive
+        rank_sums = (weights * ranks) @ positive
+        return {"auroc": ratio(rank_sums - positives * (positives + 1) / 2, positives * others)}
+
+    def confusion(self, predictions: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
+        """Rows: gold labels (column `gold`); columns: predicted labels; cells: examples."""
+        return confusion_table(predictions["gold"], predictions["predicted"], task["labels"])
+
+    def error_types(self, wrong: pd.DataFrame, task: dict[str, Any]) -> list[str]:
+        """What each wrong prediction is called: FP or FN of the positive label, gold -> predicted with more labels."""
+        if len(task["labels"]) == 2:
+            positive = task.get("positive", task["labels"][1])
+            return [f"{'FP' if predicted == positive else 'FN'} of {positive}" for predicted in wrong["predicted"]]
+        return [f"{gold} -> {predicted}" for gold, predicted in zip(wrong["gold"], wrong["predicted"], strict=True)]
+
+
+class Regression(Kind):
+    """One number per text or pair. label: float64; the steps of task["scale"] name it in words and stratify."""
+
+    problem_type = "regression"
+    train_metric = "mse"
+    closed_set = False
+    continuous = True
+    lower_is_better = ("mse",)
+
+    def output_names(self, task: dict[str, Any]) -> list[str]:
+        """One output, in the label's own units."""
+        return [task["label"]]
+
+    def read_labels(self, column: pd.Series, task: dict[str, Any]) -> pd.Series:
+        """float64; NaN where there is none. Raises UserError for what is no number."""
+        numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+        wrong = numbers.isna() & (column.map(label_text) != "")
+        if wrong.any():
+            raise UserError(f"{task['key']}: label {column[wrong].iloc[0]!r} ({int(wrong.sum())} rows) is no number")
+        return numbers
+
+    def step_names(self, task: dict[str, Any]) -> list[str]:
+        """The steps of the scale, from low to high."""
+        return task.get("steps", ["very low", "low", "middle", "high", "very high"])
+
+    def steps(self, numbers: Any, task: dict[str, Any]) -> np.ndarray:
+        """The step that each number falls into: equal parts of the scale, or parted at task["edges"]."""
+        names = self.step_names(task)
+        edges = task.get("edges", np.linspace(*task["scale"], len(names) + 1)[1:-1])
+        return np.array(names, dtype=object)[np.digitize(numbers, edges)]
+
+    def strata(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """The step of each label."""
+        return self.steps(table["label"], task)
+
+    def label_counts(self, table: pd.DataFrame, task: dict[str, Any]) -> dict[str, int]:
+        """Rows per step, from low to high."""
+        counts = Counter(self.strata(table, task))
+        return {name: counts[name] for name in self.step_names(task)}
+
+    def gold(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """The numbers themselves."""
+        return table["label"].to_numpy(np.float64)
+
+    def targets(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """float32 (examples,)."""
+        return table["label"].to_numpy(dtype=np.float32)
+
+    def loss(self, outputs: Any, labels: Any, _weights: Any) -> Any:
+        """Summed squared error; logits (batch, 1), labels float32 (batch,)."""
+        return ((outputs["logits"].float().squeeze(-1) - labels) ** 2).sum()
+
+    def score(self, outputs: Any, labels: Any) -> Any:
+        """The same sum, for the log."""
+        return self.loss(outputs, labels, None).detach()
+
+    def predict(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
+    ) -> pd.DataFrame:
+        """gold and predicted are numbers; correct: they fall into the same step; a number comes without confidence."""
+        gold, predicted = table["label"].to_numpy(np.float64), logits[:, 0].astype(np.float64)
+        gold_step, predicted_step = self.steps(gold, task), self.steps(predicted, task)
+        return pd.DataFrame({
+            "gold": gold, "predicted": predicted, "correct": gold_step == predicted_step, "confidence": math.nan,
+            "gold_confidence": math.nan, "margin": math.nan, "abs_error": np.abs(predicted - gold),
+            "gold_step": gold_step, "predicted_step": predicted_step})
+
+    def figures(self, predictions: pd.DataFrame, _task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Pearson's r, Spearman's rho (ties share their mean rank) and the mean squared error."""
+        gold, predicted = (predictions[name].to_numpy(np.float64) for name in ("gold", "predicted"))
+        ranks = weighted_ranks(gold, weights), weighted_ranks(predicted, weights)
+        return {"pearson": weighted_pearson(gold, predicted, weights), "spearman": weighted_pearson(*ranks, weights),
+                "mse": weights @ (predicted - gold) ** 2 / weights.sum(axis=1)}
+
+    def confusion(self, predictions: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
+        """Rows: gold steps; columns: predicted steps; cells: examples."""
+        return confusion_table(predictions["gold_step"], predictions["predicted_step"], self.step_names(task))
+
+    def picture_groups(self, table: pd.DataFrame, _task: dict[str, Any]) -> pd.Series:
+        """The step of the scale, where the table has it."""
+        return table["gold_step"] if "gold_step" in table else pd.Series("all", table.index)
+
+    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
+        """over or under; by how much stands in abs_error."""
+        too_high = wrong["predicted"].astype("float64") > wrong["gold"].astype("float64")
+        return ["over" if over else "under" for over in too_high]
+
+
+class Multilabel(Kind):
+    """Any number of labels. label: a tuple of 0 and 1, one per label; task["label"] lists their columns."""
+
+    problem_type = "multi_label_classification"
+    train_metric = "exact_match"
+
+    def read_labels(self, columns: pd.DataFrame, task: dict[str, Any]) -> pd.Series:
+        """A tuple of 0 and 1 per row; None where one is missing. Raises UserError for any other value."""
+        texts = columns.map(lambda value: label_text(float(value) if isinstance(value, bool | np.bool_) else value))
+        wrong = ~texts.isin(["0", "1", ""]).all(axis=1)
+        if wrong.any():
+            raise UserError(f"{task['key']}: labels {texts[wrong].iloc[0].tolist()} ({int(wrong.sum())} rows) are not "
+                            "all 0 or 1")
+        rows = texts.itertuples(index=False, name=None)
+        return pd.Series([None if "" in row else tuple(map(int, row)) for row in rows], columns.index, dtype=object)
+
+    def strata(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """The set of labels, as predictions.csv names it."""
+        return names_of_sets(self.targets(table, task) > 0, task["labels"])
+
+    def label_counts(self, table: pd.DataFrame, task: dict[str, Any]) -> dict[str, int]:
+        """Rows that have each label, and rows that have none."""
+        targets = self.targets(table, task)
+        none = int((targets.sum(axis=1) == 0).sum())
+        return {**dict(zip(task["labels"], targets.sum(axis=0).astype(int).tolist(), strict=True)), "none": none}
+
+    def targets(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """float32 (examples, labels)."""
+        return np.array(table["label"].tolist(), dtype=np.float32).reshape(-1, len(task["labels"]))
+
+    def loss(self, outputs: Any, labels: Any, _weights: Any) -> Any:
+        """Binary cross-entropy in nats, the mean over the labels, summed over the batch; both (batch, labels)."""
+        import torch.nn.functional as F
+
+        per_label = F.binary_cross_entropy_with_logits(outputs["logits"].float(), labels, reduction="none")
+        return per_label.mean(dim=1).sum()
+
+    def score(self, outputs: Any, labels: Any) -> Any:
+        """Number of examples whose labels are all right."""
+        return ((outputs["logits"].detach() >= 0) == (labels > 0)).all(dim=1).sum()
+
+    def predict(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
+    ) -> pd.DataFrame:
+        """A label is predicted from probability 0.5 on; the set's probability takes the labels as independent.
+
+        confidence: of the predicted set; gold_confidence: of the gold set; margin: the least |2p - 1| of the labels.
+        """
+        probabilities = 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))  # the sigmoid, without overflow
+        gold, predicted = self.targets(table, task) > 0, logits >= 0
+        columns = {
+            "gold": names_of_sets(gold, task["labels"]), "predicted": names_of_sets(predicted, task["labels"]),
+            "correct": (gold == predicted).all(axis=1),
+            "confidence": np.maximum(probabilities, 1 - probabilities).prod(axis=1),
+            "gold_confidence": np.where(gold, probabilities, 1 - probabilities).prod(axis=1),
+            "margin": np.abs(2 * probabilities - 1).min(axis=1)}
+        columns |= {f"prob_{name}": probabilities[:, i] for i, name in enumerate(task["labels"])}
+        return pd.DataFrame(columns)
+
+    def figures(self, predictions: pd.DataFrame, task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """As scikit-learn defines them; accuracy is the mean over the labels, exact_match wants the whole set."""
+        gold, predicted = (sets_of_names(predictions[name], task["labels"]) for name in ("gold", "predicted"))
+        hits, false, missed = (weights @ cells for cells in (gold & predicted, ~gold & predicted, gold & ~predicted))
+        precision, recall = ratio(hits, hits + false), ratio(hits, hits + missed)
+        f1, total = ratio(2 * hits, 2 * hits + false + missed), weights.sum(axis=1)
+        summed = [cells.sum(axis=1) for cells in (hits, false, missed)]
+        scores = {"macro_f1": f1.mean(axis=1), "micro_f1": ratio(2 * summed[0], 2 * summed[0] + summed[1] + summed[2]),
+                  "exact_match": weights @ (gold == predicted).all(axis=1) / total,
+                  "accuracy": weights @ (gold == predicted).mean(axis=1) / total}
+        for i, label in enumerate(task["labels"]):
+            scores |= {f"precision_{label}": precision[:, i], f"recall_{label}": recall[:, i], f"f1_{label}": f1[:, i]}
+        return scores
+
+    def confusion(self, predictions: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
+        """A row per label (column `gold`): how often it is right, missing, extra, and rightly absent."""
+        gold, predicted = (sets_of_names(predictions[name], task["labels"]) for name in ("gold", "predicted"))
+        cells = {"right": gold & predicted, "missing": gold & ~predicted, "extra": ~gold & predicted,
+                 "rightly absent": ~gold & ~predicted}
+        return pd.DataFrame({"gold": task["labels"], **{name: cell.sum(axis=0) for name, cell in cells.items()}})
+
+    def error_types(self, wrong: pd.DataFrame, task: dict[str, Any]) -> list[str]:
+        """`missing a, b; extra c`."""
+        gold, predicted = (sets_of_names(wrong[name], task["labels"]) for name in ("gold", "predicted"))
+        names = np.array(task["labels"], dtype=object)
+        parts = ([("missing", names[lost]), ("extra", names[false])]
+                 for lost, false in zip(gold & ~predicted, ~gold & predicted, strict=True))
+        return ["; ".join(f"{what} {', '.join(found)}" for what, found in part if len(found)) for part in parts]
+
+
+class MultipleChoice(Classification):
+    """One of the options that each example brings, in the columns task["options"]. label: int64, the option's place."""
+
+    auto_class = "AutoModelForMultipleChoice"
+    takes_class_weights = False  # an option's place says nothing
+
+    def encode(
+        self, table: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int, _images: Any = None
+    ) -> TokenDataset:
+        """A pair of sequences per option: (question, option), or, where the text has a blank `_`, parted at the blank.
+
+        (text up to the blank, option + rest) is how github.com/allenai/winogrande fills it.
+        """
+        firsts, seconds = [], []
+        for text, *options in table[[task["text"][0], *task["options"]]].itertuples(index=False, name=None):
+            first, *rest = re.split("_+", text, maxsplit=1)
+            firsts += [first.strip()] * len(options)
+            seconds += [option + (rest[0] if rest else "") for option in options]
+        encoded = tokenize(tokenizer, firsts, seconds, max_length)
+        return TokenDataset(encoded, self.targets(table, task), pad_values(tokenizer), len(task["options"]))
+
+    def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
+        """The head reads one vector per option, (batch * options, size): they stand side by side in one row."""
+        return super().head_vectors(hidden, inputs).reshape(len(inputs["input_ids"]), -1)
+
+    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
+        """chosen -> gold."""
+        return [f"{chosen} -> {gold}" for chosen, gold in zip(wrong["predicted"], wrong["gold"], strict=True)]
+
+
+ANSWERABLE = ("no answer", "answerable")  # the groups of extractive question answering in pictures, the positive last
+QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+YES_NO_WORDS = ("is", "are", "was", "were", "do", "does", "did", "has", "have", "can", "could", "will", "would")
+
+
+def question_type(question: str) -> str:
+    """yes/no, or the question word that comes first; `other question` without either."""
+    words = re.findall(r"\w+", question.lower())
+    if words and words[0] in YES_NO_WORDS:
+        return "yes/no"
+    return next((word for word in words if word in QUESTION_WORDS), "other question")
+
+
+class WindowDataset(TokenDataset):
+    """Windows over long contexts. labels: int64 (windows, 3): first and last token of the answer, tokens.
+
+    Args:
+        columns, pads: as TokenDataset's, a sequence per window.
+        labels: as above; both positions are the null position where the window holds no answer.
+        examples: int, (windows,): the row of the table that each is cut from, ascending.
+        offsets: per window int (tokens, 2): the characters of the context that a token stands for; -1 outside it.
+        nulls: int, (windows,): the null position, whose score is that of "no answer".
+    """
+
+    def __init__(self, columns: dict[str, list[Any]], labels: np.ndarray, pads: dict[str, int], examples: list[int],
+                 offsets: list[np.ndarray], nulls: list[int]):
+        super().__init__(columns, labels, pads)
+        self.examples, self.nulls = np.array(examples, dtype=np.int64), np.array(nulls, dtype=np.int64)
+        self.offsets = np.concatenate(offsets)  # flat, (tokens of all windows, 2)
+
+
+class Span(Kind):
+    """A stretch of the context that answers the question, or no answer (SQuAD 2.0).
+
+    label: {"text": [...], "answer_start": [...]}, the accepted answers; empty lists: the question has none. The
+    model's examples are windows of up to max_length tokens that overlap by task["doc_stride"] (128) tokens.
+    """
+
+    auto_class = "AutoModelForQuestionAnswering"
+    train_metric = "window_exact"
+    closed_set = False
+    tuned = ("null_threshold",)
+    max_answer_tokens = 30  # both figures are those of transformers' run_qa.py
+    n_best = 20
+
+    def output_names(self, _task: dict[str, Any]) -> list[str]:
+        """Two outputs per token."""
+        return ["start", "end"]
+
+    def read_labels(self, column: pd.Series, _task: dict[str, Any]) -> pd.Series:
+        """The accepted answers as plain lists; None where there is no cell."""
+        return column.map(lambda answers: {
+            "text": [str(text) for text in answers["text"]],
+            "answer_start": [int(start) for start in answers["answer_start"]]} if isinstance(answers, dict) else None)
+
+    def strata(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """Whether the question has an answer."""
+        return np.array(["answerable" if answers["text"] else "unanswerable" for answers in table["label"]])
+
+    def gold(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
+        """The accepted answers, joined by ` | `; "" where there is none."""
+        return np.array([" | ".join(dict.fromkeys(answers["text"])) for answers in table["label"]], dtype=object)
+
+    def encode(
+        self, table: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int, _images: Any = None
+    ) -> WindowDataset:
+        """Windows over question and context, in the order of `table`; a question is cut to half of max_length."""
+        if not tokenizer.is_fast:
+            raise UserError("this model's tokenizer can't say which characters its tokens stand for; take another")
+        columns = {name: [] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
+        labels, examples, offsets, nulls = [], [], [], []
+        for first in range(0, len(table), 1000):  # the tokenizer's lists take many times the arrays' memory
+            rows = table.iloc[first:first + 1000]
+            encoded = self._windows(rows, task, tokenizer, max_length)
+            for name in columns:
+                columns[name] += [np.array(ids, dtype=np.int32) for ids in encoded[name]]
+            for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+                ids = encoded["input_ids"][window]
+                in_context = np.array([part == 1 for part in encoded.sequence_ids(window)])
+                offsets.append(np.where(in_context[:, None], encoded["offset_mapping"][window], -1).astype(np.int32))
+                # cls_token is BERT's [CLS] and RoBERTa's <s>; where there is none, as in GPT-2, the first token serves
+                nulls.append(ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0)
+                labels.append([*answer_tokens(rows["label"].iloc[row], offsets[-1], nulls[-1]), len(ids)])
+                examples.append(first + row)
+        return WindowDataset(columns, np.array(labels, dtype=np.int64), pad_values(tokenizer), examples, offsets, nulls)
+
+    def _windows(self, rows: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int) -> Any:
+        questions = rows[task["text"][0]].str.strip().tolist()
+        asked = tokenizer(questions, truncation=True, max_length=max_length // 2, add_special_tokens=False,
+                          return_offsets_mapping=True)["offset_mapping"]
+        questions = [question[:max((end for _, end in offsets), default=0)]
+                     for question, offsets in zip(questions, asked, strict=True)]
+        return tokenizer(questions, rows[task["text"][1]].tolist(), truncation="only_second", max_length=max_length,
+                         stride=min(task.get("doc_stride", 128), max_length // 4), return_overflowing_tokens=True,
+                         return_offsets_mapping=True, return_attention_mask=False)
+
+    def loss(self, outputs: Any, labels: Any, _weights: Any) -> Any:
+        """Mean of the cross-entropies of the first and the last token in nats, summed; logits (batch, tokens) each.
+
+        Padding is masked: the loss of a window must not depend on its neighbours in the batch.
+        """
+        import torch.nn.functional as F
+
+        starts, ends, lengths = labels.T
+        return sum(F.cross_entropy(mask_padding(outputs[name].float(), lengths), positions, reduction="sum")
+                   for name, positions in (("start_logits", starts), ("end_logits", ends))) / 2
+
+    def score(self, outputs: Any, labels: Any) -> Any:
+        """Number of windows whose first and last token are both right."""
+        starts, ends, lengths = labels.T
+        right = [mask_padding(outputs[name].detach(), lengths).argmax(dim=1) == positions
+                 for name, positions in (("start_logits", starts), ("end_logits", ends))]
+        return (right[0] & right[1]).sum()
+
+    def collect(self, outputs: Any, _inputs: dict[str, Any]) -> Any:
+        """Start and end logits, float32 (batch, tokens, 2)."""
+        import torch
+
+        return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1).float()
+
+    def head_vectors(self, hidden: Any, _inputs: dict[str, Any]) -> Any:
+        """The first token's vector, from which "no answer" is read, (batch, hidden size)."""
+        return hidden[:, 0]
+
+    def _candidates(self, logits: np.ndarray, dataset: WindowDataset) -> tuple[np.ndarray, list[dict[Any, float]]]:
+        """Per example: the null score, the least over its windows, and the n best spans, {(from, to): score}.
+
+        from and to are characters of the context; a score is the start's logit plus the end's.
+        """
+        nulls = np.full(dataset.examples.max(initial=-1) + 1, math.inf)
+        spans: list[dict[Any, float]] = [{} for _ in nulls]
+        for window, example in enumerate(dataset.examples):
+            tokens = slice(dataset.starts[window], dataset.starts[window + 1])
+            start, end = logits[window, :tokens.stop - tokens.start].astype(np.float64).T
+            null, offsets = dataset.nulls[window], dataset.offsets[tokens]
+            nulls[example] = min(nulls[example], start[null] + end[null])
+            context = np.flatnonzero(offsets[:, 0] >= 0)
+            if len(context) == 0:
+                continue
+            end = np.pad(end[context], (0, self.max_answer_tokens - 1), constant_values=-math.inf)
+            ends = np.lib.stride_tricks.sliding_window_view(end, self.max_answer_tokens)
+            scores = start[context, None] + ends  # [i, k]: from the context's token i to its token i + k
+            for best in np.argpartition(-scores, self.n_best, axis=None)[:self.n_best]:
+                i, k = divmod(best, self.max_answer_tokens)
+                if i + k < len(context):
+                    span = int(offsets[context[i], 0]), int(offsets[context[i + k], 1])
+                    spans[example][span] = max(scores[i, k], spans[example].get(span, -math.inf))
+        return nulls, [dict(sorted(found.items(), key=lambda item: -item[1])[:self.n_best]) for found in spans]
+
+    def tune(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], dataset: WindowDataset
+    ) -> dict[str, float]:
+        """null_threshold: how far the null score may be above the best span's, where F1 over `table` is highest.
+
+        The official script's find_best_thresh, but for the place: halfway between two examples.
+        """
+        nulls, spans = self._candidates(logits, dataset)
+        gaps = nulls - np.array([max(found.values(), default=-1e4) for found in spans])
+        gains = [squad_scores(context[slice(*next(iter(found), (0, 0)))], answers["text"])[1] if answers["text"] else -1
+                 for found, context, answers in zip(spans, table[task["text"][1]], table["label"], strict=True)]
+        edges, places = np.unique(gaps, return_inverse=True)
+        totals = np.concatenate([[0], np.cumsum(np.bincount(places, weights=gains))])
+        cuts = np.concatenate([[edges[0] - 1], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 1]])
+        return {"null_threshold": float(cuts[totals.argmax()])}
+
+    def predict(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], dataset: WindowDataset
+    ) -> pd.DataFrame:
+        """Answers cut from the context, "" for none; probabilities over an example's n best spans and no answer.
+
+        null_threshold is taken off the null score first, so that what is most probable is what is predicted.
+        gold_confidence: of all spans that read like an accepted answer; correct: exact match; f1: the best over them.
+        """
+        nulls, spans = self._candidates(logits, dataset)
+        rows = []
+        golds = self.gold(table, task)
+        for null, found, context, answers, gold in zip(
+                nulls, spans, table[task["text"][1]], table["label"], golds, strict=True):
+            texts = [*(context[slice(*span)] for span in found), ""]
+            probabilities = softmax(np.array([*found.values(), null - task.get("null_threshold", 0.0)]))
+            best, accepted = probabilities.argmax(), {normalize_answer(text) for text in answers["text"] or [""]}
+            ranked, (exact, f1) = np.sort(probabilities), squad_scores(texts[best], answers["text"])
+            rows.append({
+                "gold": gold, "predicted": texts[best], "correct": exact == 1,
+                "confidence": probabilities[best],
+                "gold_confidence": sum(p for p, text in zip(probabilities, texts, strict=True)
+                                       if normalize_answer(text) in accepted),
+                "margin": ranked[-1] - ranked[:-1].max(initial=0), "prob_no_answer": probabilities[-1], "f1": f1})
+        return pd.DataFrame(rows)
+
+    def figures(self, predictions: pd.DataFrame, _task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """exact and f1 of all questions, of those that have an answer and of those that have none."""
+        has_answer = (predictions["gold"] != "").to_numpy()
+        scores = {}
+        for prefix, part in (("", has_answer | True), ("has_ans_", has_answer), ("no_ans_", ~has_answer)):
+            for name, column in (("exact", "correct"), ("f1", "f1")):
+                if part.any():
+                    values = predictions[column].to_numpy(np.float64)
+                    scores[prefix + name] = ratio(weights @ (values * part), weights @ part)
+        return scores
+
+    def confusion(self, predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame:
+        """Whether there is an answer (rows), and whether one is predicted (columns)."""
+        gold, predicted = (np.where(predictions[name] == "", "no answer", "answer") for name in ("gold", "predicted"))
+        return confusion_table(gold, predicted, ["answer", "no answer"])
+
+    def picture_groups(self, table: pd.DataFrame, task: dict[str, Any]) -> pd.Series:
+        """Answerable or not; the question word where all questions have an answer."""
+        if (table["gold"] == "").any() or task["text"][0] not in table:
+            return table["gold"].map(lambda answer: ANSWERABLE[answer != ""])
+        return table[task["text"][0]].map(question_type)
+
+    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
+        """false answer, missed answer, wrong span, or partial span where a word is shared."""
+        return ["false answer" if gold == "" else "missed answer" if predicted == "" else
+                "partial span" if float(f1) > 0 else "wrong span"
+                for gold, predicted, f1 in zip(wrong["gold"], wrong["predicted"], wrong["f1"], strict=True)]
+
+
+class Answers(Kind):
+    """One answer of a closed set of hundreds. label: the answer's text, so that one outside the set stays readable."""
+
+    def read_labels(self, column: pd.Series, _task: dict[str, Any]) -> pd.Series:
+        """The answers as text; None where there is none."""
+        return column.map(lambda answer: label_text(answer) or None)
+
+    def label_counts(self, table: pd.DataFrame, _task: dict[str, Any]) -> dict[str, int]:
+        """Rows of the ten most frequent answers, and of all others."""
+        counts = table["label"].value_counts()
+        return {**counts.head(10).to_dict(), f"{max(len(counts) - 10, 0)} others": int(counts.iloc[10:].sum())}
+
+    def targets(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
+        """int64 (examples,): positions in task["labels"]; -2 for an answer outside it, which only a test may have."""
+        numbers = {name: number for number, name in enumerate(task["labels"])}
+        return np.array([numbers.get(answer, -2) for answer in table["label"]], dtype=np.int64)
+
+    def predict(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
+    ) -> pd.DataFrame:
+        """As for a small closed set, but without a column per answer; an answer outside the set has probability 0."""
+        gold, probabilities = self.targets(table, task), softmax(logits)
+        predictions = closed_set_predictions(probabilities, gold, task["labels"]).loc[:, :"margin"]
+        known = gold >= 0
+        return predictions.assign(gold=table["label"].to_numpy(), correct=predictions["correct"] & known,
+                                  gold_confidence=predictions["gold_confidence"].where(known, 0.0))
+
+    def figures(self, predictions: pd.DataFrame, _task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The share of right answers."""
+        return {"accuracy": weights @ predictions["correct"].to_numpy(np.float64) / weights.sum(axis=1)}
+
+    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
+        """chosen -> gold."""
+        return [f"{chosen} -> {gold}" for chosen, gold in zip(wrong["predicted"], wrong["gold"], strict=True)]
+
+
+class ImageDataset(TokenDataset):
+    """Questions with the image of each: an image is opened when its example is asked for, so memory stays flat.
+
+    Args:
+        columns, labels, pads: as TokenDataset's, a sequence per question.
+        names: per example, the id of its image.
+        images: id -> PIL image, as Images gives it.
+    """
+
+    def __init__(self, columns: dict[str, list[Any]], labels: np.ndarray, pads: dict[str, int], names: list[str],
+                 images: Any):
+        from transformers import ViltImageProcessorPil  # the slow path: PIL and numpy, without torchvision
+
+        super().__init__(columns, labels, pads)
+        self.names, self.images, self.processor = names, images, ViltImageProcessorPil()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The question's tokens, pixel_values (float32 (3, height, width), the shorter edge 384) and the label."""
+        pixels = self.processor([self.images[self.names[index]]], return_tensors="np")["pixel_values"][0]
+        return {**super().__getitem__(index), "pixel_values": pixels}
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """TokenDataset's tensors, pixel_values (batch, 3, height, width) and pixel_mask, 0 on the padding."""
+        import torch
+
+        pixels = [torch.from_numpy(example["pixel_values"]) for example in examples]
+        height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
+        values = torch.zeros(len(pixels), 3, height, width)
+        mask = torch.zeros(len(pixels), height, width, dtype=torch.int64)
+        for i, image in enumerate(pixels):
+            values[i, :, :image.shape[1], :image.shape[2]] = image
+            mask[i, :image.shape[1], :image.shape[2]] = 1
+        return {**super().collate(examples), "pixel_values": values, "pixel_mask": mask}
+
+
+class Visual(Answers):
+    """A question about an image, whose id stands in the column task["image"]; ViLT reads both."""
+
+    auto_class = "AutoModelForVisualQuestionAnswering"
+    sample_config = ("ViltConfig", {})
+
+    def picture_groups(self, table: pd.DataFrame, task: dict[str, Any]) -> pd.Series:
+        """The type of the question, where the table has it."""
+        return table[task["text"][0]].map(question_type) if task["text"][0] in table else table["gold"]
+
+    def check_model(self, config: Any) -> None:
+        """Raise UserError for any other family: BLIP writes its answers out."""
+        if config.model_type != "vilt":
+            raise UserError(f"questions about images take a ViLT model, such as dandelin/vilt-b32-mlm, not a "
+                            f"{config.model_type} model")
+
+    def encode(
+        self, table: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int, images: Any = None
+    ) -> ImageDataset:
+        """The questions as tokens, the images as they are asked for; UserError where one is missing."""
+        names = table[task["image"]].astype(str).tolist()
+        missing = [name for name in names if name not in images]
+        if missing:
+            raise UserError(f"{task['key']}: {len(missing)} of {len(names)} examples lack their image, such as "
+                            f"{missing[0]}")
+        encoded = tokenize(tokenizer, table[task["text"][0]].tolist(), None, max_length)
+        return ImageDataset(encoded, self.targets(table, task), pad_values(tokenizer), names, images)
+
+
+class Images:
+    """Images by id, opened when asked for.
+
+    Args:
+        source: a folder of <id>.jpg (or another ending), or a datasets.Dataset with the columns id and image.
+    """
+
+    def __init__(self, source: Any):
+        self.source = source
+        self.places = ({path.stem: path for path in source.iterdir()} if isinstance(source, Path) else
+                       {str(name): row for row, name in enumerate(source["id"])})
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def __getitem__(self, name: str) -> Any:
+        """The image as PIL's RGB."""
+        from PIL import Image
+
+        place = self.places[name]
+        with Image.open(place) if isinstance(place, Path) else self.source[place]["image"] as image:
+            return image.convert("RGB")
+
+
+KINDS = {"classification": Classification(), "regression": Regression(), "multilabel": Multilabel(),
+         "multiple_choice": MultipleChoice(), "span": Span(), "answers": Answers(), "visual": Visual()}
+
+
+def confusion_table(gold: Any, predicted: Any, labels: list[str]) -> pd.DataFrame:
+    """Rows: gold labels (column `gold`); columns: predicted labels; cells: examples."""
+    from sklearn import metrics
+
+    counts = metrics.confusion_matrix(gold, predicted, labels=labels)
+    return pd.DataFrame(counts, columns=labels).assign(gold=labels)[["gold", *labels]]
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole; 0/0 counts as 0, scikit-learn's zero_division."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(part / whole)
+
+
+def weighted_pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's r, (samples,), where weights is (samples, examples); 0 where a column does not vary."""
+    total = weights.sum(axis=1, keepdims=True)
+    first, second = (values - (weights * values).sum(axis=1, keepdims=True) / total for values in (first, second))
+    covariance = (weights * first * second).sum(axis=1)
+    return ratio(covariance, np.sqrt((weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)))
+
+
+def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The rank of each example, (samples, examples), in a sample where it occurs weights times; ties share the mean."""
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.add.reduceat(weights[:, order], starts, axis=1)  # (samples, distinct values)
+    return (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, group]
+
+
+def names_of_sets(sets: np.ndarray, labels: list[str]) -> np.ndarray:
+    """The names of each row's labels, bool (examples, labels), joined by ` | `; `none` where it has none."""
+    names = np.array(labels, dtype=object)
+    return np.array([" | ".join(names[row]) or "none" for row in sets], dtype=object)
+
+
+def sets_of_names(joined: Iterable[str], labels: list[str]) -> np.ndarray:
+    """What names_of_sets was given."""
+    return np.array([[label in names for label in labels] for names in (text.split(" | ") for text in joined)],
+                    dtype=bool).reshape(-1, len(labels))
+
+
+def mask_padding(logits: Any, lengths: Any) -> Any:
+    """Logits (batch, tokens), minus infinity from each row's length on."""
+    import torch
+
+    return logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None], -math.inf)
+
+
+def answer_tokens(answers: dict[str, Any], offsets: np.ndarray, null: int) -> tuple[int, int]:
+    """First and last token of the first accepted answer; (null, null) where the window does not hold all of it."""
+    context = np.flatnonzero(offsets[:, 0] >= 0)
+    if answers["text"] and len(context):
+        first = answers["answer_start"][0]
+        last = first + len(answers["text"][0])
+        starts, ends = offsets[context].T
+        if starts[0] <= first and last <= ends[-1]:
+            return (int(context[np.searchsorted(ends, first, side="right")]),
+                    int(context[np.searchsorted(starts, last, side="left") - 1]))
+    return null, null
+
+
+# SQuAD 2.0's score, by the definition of its official script:
+# https://worksheets.codalab.org/rest/bundles/0x6b567e1cf2e041ec80d7098f031c5c9e/contents/blob/
+
+
+def normalize_answer(text: str) -> str:
+    """`text` in lower case, without ASCII punctuation, then without a, an and the, single spaces between the words."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def squad_scores(predicted: str, accepted: list[str]) -> tuple[float, float]:
+    """Exact match and F1 of the words, each the best over the accepted answers; none accepted: "" alone is right."""
+    accepted = [text for text in accepted if normalize_answer(text)] or [""]
+    exact = max(float(normalize_answer(predicted) == normalize_answer(text)) for text in accepted)
+    return exact, max(word_f1(normalize_answer(predicted).split(), normalize_answer(text).split()) for text in accepted)
+
+
+def word_f1(predicted: list[str], gold: list[str]) -> float:
+    """2PR / (P + R) of the words, each as often as it occurs; with no word on a side, whether both have none."""
+    if not predicted or not gold:
+        return float(predicted == gold)
+    shared = sum((Counter(predicted) & Counter(gold)).values())
+    precision, recall = shared / len(predicted), shared / len(gold)
+    return 2 * precision * recall / (precision + recall) if shared else 0.0
+
+
+def label_ids(column: pd.Series, task: dict[str, Any]) -> pd.Series:
+    """Positions in task["labels"] of a column of ids or names, float64; NaN for -1, an empty cell and a missing one.
+
+    Raises UserError for a label that the task doesn't know.
+    """
+    names = {str(name): number for number, name in enumerate(task.get("raw_labels", task["labels"]))}
+    if pd.api.types.is_numeric_dtype(column) and not set(names) & set(column.dropna().map(label_text)):
+        ids = column.astype("float64").where(column != HIDDEN_LABEL)
+        unknown = ids.notna() & ~ids.isin(range(len(names)))
+    else:
+        texts = column.map(label_text)
+        ids, unknown = texts.map(names).astype("float64"), ~texts.isin([*names, "", str(HIDDEN_LABEL)])
+    if unknown.any():
+        found = column[unknown].iloc[0]
+        raise UserError(f"label {found!r} ({int(unknown.sum())} rows) is not one that {task['key']} knows: "
+                        f"{', '.join(map(repr, names))}")
+    return ids
+
+
+def label_text(value: Any) -> str:
+    """A label as text: stripped; 1.0 is '1', a missing one is ''."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def closed_set_predictions(probabilities: np.ndarray, gold: np.ndarray, labels: list[str]) -> pd.DataFrame:
+    """gold, predicted, correct, confidence (of the predicted label), gold_confidence, margin, prob_<label>.
+
+    probabilities: (examples, labels); gold: int (examples,); margin: the highest probability less the second highest.
+    """
+    names, rows = np.array(labels, dtype=object), np.arange(len(gold))
+    predicted = probabilities.argmax(axis=1)
+    ranked = np.sort(probabilities, axis=1)
+    columns = {"gold": names[gold], "predicted": names[predicted], "correct": predicted == gold,
+               "confidence": probabilities[rows, predicted], "gold_confidence": probabilities[rows, gold],
+               "margin": ranked[:, -1] - ranked[:, -2]}
+    return pd.DataFrame({**columns, **{f"prob_{name}": probabilities[:, i] for i, name in enumerate(labels)}})
+
+
+# =====================================================================================================================
+# Part 3. The data: catalog entry -> raw rows -> train, validation, test -> samples
+# =====================================================================================================================
+
+
+@functools.cache
+def catalog() -> dict[str, dict[str, Any]]:
+    """Every entry of catalog/*.toml by its key; it also holds `key` and `row_file`, its files' name."""
+    entries = {}
+    for path in sorted(CATALOG_DIR.glob("*.toml")):
+        with path.open("rb") as file:
+            for key, entry in tomllib.load(file).items():
+                entries[key] = {"key": key, "row_file": path.stem, **entry}
+    return entries
+
+
+def catalog_table() -> pd.DataFrame:
+    """What `train.py --list` prints: a row per key; examples are those of train/validation/test, ? where not known."""
+    rows = []
+    for key, entry in catalog().items():
+        labels, sizes = entry.get("labels", "-"), (entry["rows"].get(split) for split in entry["splits"].values())
+        rows.append({
+            "key": key, "row": entry["row"], "kind": entry["kind"],
+            "labels": len(labels) if isinstance(labels, list) else labels,
+            "examples": "/".join(str(size or "?") for size in sizes),
+            "from": "by hand" if entry.get("by_hand") else "hub" if "hub" in entry else "download",
+            "licence": re.split(r"[(;,]", entry["licence"])[0].strip()[:32], "source": entry["source"]})
+    return pd.DataFrame(rows)
+
+
+@dataclasses.dataclass
+class Data:
+    """The splits of a task, ready to be tokenised, and what run.json says of them."""
+
+    task: dict[str, Any]  # the catalog entry
+    splits: dict[str, pd.DataFrame]  # train, validation, test: id, the text columns, label
+    record: dict[str, Any]
+    images: Any = None  # of a visual task: id -> PIL image
+
+
+def load_data(args: argparse.Namespace, test_only: bool = False, labels: list[str] | None = None) -> Data:
+    """Read, clean, split and sample the data set that the flags name; UserError where it can't be had or used.
+
+    Every draw depends on SPLIT_SEED alone: two seeds of a model train and are tested on the same examples. test_only
+    takes tasks without a train split as well, and leaves the other splits out; `labels` are those of a run, for tasks
+    whose labels are found in the training data.
+    """
+    task = find_task(args)
+    if task.get("labels") == "from data" and labels:
+        task["labels"] = labels
+    if "train" not in task["splits"] and not test_only:
+        raise UserError(f"{task['key']} has no train split; train on {' or '.join(task['trained_on'][:2])}, then "
+                        f"python evaluate.py --run FOLDER_OF_THAT_RUN --dataset {task['key']}")
+    if test_only and "test" in task["splits"] and task.get("labels") != "from data":
+        task["splits"] = {"test": task["splits"]["test"]}  # nothing has to be cut from train, nor learned from it
+    raw, origin = read_raw(task, args)
+    images = read_images(task, args) if "images" in task else None
+    if images is not None:
+        raw = {name: keep(table, table[task["image"]].astype(str).map(images.__contains__), "without an image")
+               for name, table in raw.items()}
+    if "prepare" in task:
+        raw = {name: PREPARE[task["prepare"]](table) for name, table in raw.items()}
+    for table in raw.values():
+        require_columns(table, task)
+    kind = KINDS[task["kind"]]
+    name_labels(task, raw, kind)
+    cleaned = {name: clean(table, name, task, kind) for name, table in raw.items()}
+    splits = make_splits({name: table for name, (table, _) in cleaned.items()}, task, kind)
+    if test_only:
+        splits = {"test": splits["test"]}
+    whole = {name: len(table) for name, table in splits.items()}
+    for name, table in splits.items():
+        splits[name] = table.iloc[sample_rows(kind.strata(table, task), name, args)].reset_index(drop=True)
+        if splits[name].empty:
+            raise UserError(f"{task['key']}: the {name} split holds no example with a label")
+    record = {
+        **origin, "why": task["why"], "rows": whole, "used": {name: len(table) for name, table in splits.items()},
+        "labels": {name: kind.label_counts(table, task) for name, table in splits.items()},
+        "dropped": {name: dropped for name, (_, dropped) in cleaned.items() if any(dropped.values())},
+    }
+    return Data(task, splits, record, images)
+
+
+def name_labels(task: dict[str, Any], raw: dict[str, pd.DataFrame], kind: Any) -> None:
+    """Set task["labels"] where the data has to say it: those of a user's file, or of train and validation together."""
+    if not kind.closed_set:
+        return
+    if task["labels"] == "from data":
+        names = [theirs for ours, theirs in task["splits"].items() if ours != "test"] or list(raw)
+        found = set().union(*(raw[name][task["label"]].map(label_text) for name in names))
+        task["labels"] = sorted(found - {"", str(HIDDEN_LABEL)})
+    if len(task["labels"]) < 2:
+        raise UserError(f"{task['key']}: column {task['label']} holds {len(task['labels'])} label(s), not two or more")
+
+
+def find_task(args: argparse.Namespace) -> dict[str, Any]:
+    """The catalog entry of --dataset, or one made for a file; UserError offers the nearest keys."""
+    path = Path(args.dataset)
+    if path.suffix in TABLE_READERS:
+        if not path.is_file():
+            raise UserError(f"no file {path}")
+        if not args.text_column or not args.label_column:
+            raise UserError(f"{path} needs --text-column A [B] and --label-column L")
+        return {"key": path.stem, "row": "own file", "title": path.name, "kind": "classification", "file": str(path),
+                "text": args.text_column, "label": args.label_column, "labels": "from data", "scores": [],
+                "splits": {"train": "all"}, "validation_share": 0.1, "test_share": 0.1,
+                "why": "one file: 80/10/10, stratified by label with a fixed seed", "metrics": ["accuracy", "macro_f1"],
+                "max_length": 128}
+    if args.dataset not in catalog():
+        near = difflib.get_close_matches(args.dataset, catalog(), 3, 0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "python train.py --list prints the keys"
+        raise UserError(f"no dataset {args.dataset!r} in the catalog and no {', '.join(TABLE_READERS)} file; {hint}")
+    return dict(catalog()[args.dataset])
+
+
+def read_raw(task: dict[str, Any], args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The source's own splits as tables in its own columns, by the source's names, and where they came from."""
+    if "file" in task:
+        return {"all": read_table(Path(task["file"]))}, {"source": task["file"], "revision": None}
+    if args.sample:
+        return read_sample(task)
+    if "reader" in task:
+        return read_files(task, args.data_dir), {"source": task["source"], "revision": None}
+    return read_hub(task)
+
+
+def read_sample(task: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The catalog's sample rows: as the hub's tables, or through the task's reader from files like the publisher's."""
+    owner = catalog()[task.get("sample", task["key"])]
+    path = CATALOG_DIR / f"{owner['row_file']}.jsonl"
+    lines = [json.loads(line) for line in read_lines(path)]
+    origin = {"source": f"catalog/{path.name}, rows of our own writing", "revision": None}
+    if "reader" in task:
+        with tempfile.TemporaryDirectory() as folder:
+            write_sample_files(lines, Path(folder))
+            return read_files({**task, "source": origin["source"]}, Path(folder)), origin
+    rows = {name: [line["row"] for line in lines
+                   if line.get("split") == name and line.get("key", owner["key"]) == owner["key"]]
+            for name in set(task["splits"].values())}
+    return {name: pd.DataFrame(split) for name, split in rows.items()}, origin
+
+
+def write_sample_files(lines: list[dict[str, Any]], folder: Path) -> None:
+    """Write the sample lines that name a `file` into `folder`, each file in its publisher's format.
+
+    A file's lines hold a `row` each (.csv, .tsv, .jsonl), a `line` each (any text) or the whole file (`json`).
+    `name.zip!member` is a member of a zip.
+    """
+    files: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if "file" in line:
+            files.setdefault(line["file"], []).append(line)
+    for name, entries in files.items():
+        path, _, member = name.partition("!")
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        content = sample_file(Path(name).suffix, entries).encode("utf-8")
+        if member:
+            with zipfile.ZipFile(place, "a") as archive:
+                archive.writestr(member, content)
+        else:
+            place.write_bytes(content)
+
+
+def sample_file(suffix: str, entries: list[dict[str, Any]]) -> str:
+    """The text of one file of sample rows; columns in the order of the first row."""
+    if "json" in entries[0]:
+        return json.dumps(entries[0]["json"], ensure_ascii=False)
+    if "line" in entries[0]:
+        return "".join(f"{entry['line']}\n" for entry in entries)
+    rows = [entry["row"] for entry in entries]
+    if suffix == ".jsonl":
+        return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    if suffix == ".tsv":  # no quotes: publishers' .tsv files have none
+        return "".join("\t".join(map(str, cells)) + "\n" for cells in [rows[0].keys(), *(row.values() for row in rows)])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A user's .csv, .tsv, .jsonl or .parquet file; UserError where it can't be read or is empty."""
+    try:
+        table = TABLE_READERS[path.suffix](path)
+    except (ValueError, OSError, pd.errors.ParserError) as error:  # UnicodeDecodeError and ArrowInvalid are ValueErrors
+        raise UserError(f"{path} can't be read as {path.suffix}: {str(error).splitlines()[0]}") from error
+    if table.empty:
+        raise UserError(f"{path} holds no rows")
+    return table
+
+
+def read_hub(task: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The task's splits from the Hugging Face hub, all from one commit.
+
+    `data_files` ({split: file}) reads single files of a repository whose splits datasets would guess wrong: it merges
+    every test*.csv into one test split. `revision` and `data_dir` read a branch, such as refs/convert/parquet.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    hub, tables, revision = task["hub"], {}, task.get("revision")
+    with hub_errors(f"the dataset {hub}"):
+        if "data_files" in task:
+            revision = HfApi().dataset_info(hub, revision=revision).sha
+        for name in sorted(set(task["splits"].values())):
+            if "data_files" in task:
+                rows = load_hub_file(f"hf://datasets/{hub}@{revision}/{task['data_files'][name]}")
+            else:
+                config = task.get("configs", {}).get(name, task.get("config"))
+                rows = datasets.load_dataset(
+                    hub, config, split=name, revision=revision, data_dir=task.get("data_dir"))
+                # read as hf://datasets/<id>@<commit>/<path>, or found in a cache folder named after the commit
+                commit = re.search(r"[@/]([0-9a-f]{40})/", f"{rows.info.download_checksums} {rows.cache_files}")
+                revision = commit[1] if commit else revision  # the other splits come from the same commit
+            needed = columns_of(task)
+            if "prepare" not in task and set(needed) <= set(rows.column_names):
+                rows = rows.select_columns(needed)  # GQA's scene graphs take gigabytes as a table
+            tables[name] = rows.to_pandas()
+    part = task.get("config") or task.get("data_dir")
+    return tables, {"source": f"https://huggingface.co/datasets/{hub}" + (f", {part}" if part else ""),
+                    "revision": revision}
+
+
+def read_images(task: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The images of a visual task by id: the hub's, --max-images of each split; or drawn ones for --sample."""
+    import datasets
+
+    tables = []
+    if args.sample:
+        path = CATALOG_DIR / f"{task['row_file']}.jsonl"
+        rows = [line["row"] for line in map(json.loads, read_lines(path)) if line["split"].endswith("_images")]
+        drawn = [{"id": row["id"], "image": draw_shapes(row["draw"])} for row in rows]
+        return Images(datasets.Dataset.from_list(drawn))
+    for name in sorted(set(task["splits"].values())):
+        with hub_errors(f"the images of {task['hub']}"):
+            images = datasets.load_dataset(
+                task["hub"], task["images"][name], split=name, revision=task.get("revision"),
+                streaming=args.max_images is not None)
+            if args.max_images is not None:  # as they stand in their files: decoded, they take ten times the memory
+                rows = images.cast_column("image", datasets.Image(decode=False)).take(args.max_images)
+                images = datasets.Dataset.from_list(list(rows)).cast_column("image", datasets.Image())
+        tables.append(images.select_columns(["id", "image"]))
+    return Images(datasets.concatenate_datasets(tables))
+
+
+def draw_shapes(shapes: list[list[str]]) -> Any:
+    """A PIL image, 96 x 64 pixels, of [shape, colour, place] on a white ground."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (96, 64), "white")
+    pen = ImageDraw.Draw(image)
+    for shape, colour, place in shapes:
+        left = {"left": 4, "middle": 36, "right": 68}[place]
+        box = (left, 20, left + 24, 44)
+        if shape == "triangle":
+            pen.polygon([(left, 44), (left + 24, 44), (left + 12, 20)], fill=colour)
+        else:
+            (pen.ellipse if shape == "circle" else pen.rectangle)(box, fill=colour)
+    return image
+
+
+def load_hub_file(address: str) -> Any:
+    """The rows of one file of a hub repository, a datasets.Dataset."""
+    import datasets
+
+    suffix = Path(address).suffix
+    options = {"keep_default_na": False} if suffix == ".csv" else {}  # "NA" is a text like any other
+    builder = {".csv": "csv", ".jsonl": "json", ".txt": "text", ".parquet": "parquet"}[suffix]
+    return datasets.load_dataset(builder, data_files=address, split="train", **options)
+
+
+@contextlib.contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn what goes wrong with the hub into one line: what could not be fetched, from where, and the ways on."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    huggingface_hub.logging.set_verbosity_error()  # its five retries are silent: one line at the end says it all
+    endpoint = huggingface_hub.constants.ENDPOINT
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(f"{what} is gated: accept its terms at {endpoint}, then `hf auth login` or set HF_TOKEN"
+                        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{what} is not on {endpoint} (or private): check the name, or give a folder") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"could not fetch {what} from {endpoint}: {reason[:300]}; check the network, "
+                        "or go on without it: --sample, or a local file or folder") from error
+
+
+# Files that do not come from the hub lie at DIR/<path> (--data-dir DIR), fetched from their publisher or put there by
+# hand. A reader turns them into {the source's split: table}; a table's index numbers the source's rows, and
+# table.attrs["dropped"] = {why: rows} counts those that the reader left out.
+
+BROKEN = (OSError, EOFError, LookupError, TypeError, ValueError, StopIteration, zlib.error, tarfile.TarError,
+          zipfile.BadZipFile)  # what a file that is not what it was can raise
+# Of whoTarget 1.0 is a group and 0.0 an individual, as in the paper; the hub's card has it the other way round.
+SBIC_COLUMNS = {"offensive": "offensiveYN", "intent": "intentYN", "lewd": "sexYN", "group": "whoTarget"}
+# xSLUE's own .tsv files, for the styles that SOCKET lacks, have no header: the columns of text and label by folder.
+XSLUE_COLUMNS = {
+    "PASTEL": (2, 1), "SARC": (2, 1), "SARC_pol": (2, 1), "SarcasmGhosh": (2, 1), "ShortHumor": (3, 2),
+    "ShortJokeKaggle": (3, 2), "ShortRomance": (3, 2), "TroFi": (1, 2), "VUA": (1, 2)}
+
+
+def read_files(task: dict[str, Any], data_dir: Path) -> dict[str, pd.DataFrame]:
+    """The task's splits by its reader; UserError where a file is missing or is not what it was."""
+    try:
+        fetch(task, data_dir)
+        return READERS[task["reader"]](data_dir, task)
+    except BROKEN as error:
+        names = dict.fromkeys(name for file in task["files"] for name in (file.get("archive"), file["path"]) if name)
+        raise UserError(f"{task['key']}: not what {task['source']} published: {', '.join(names)} in {data_dir} "
+                        f"({repr(error)[:200]}); delete the file to have it fetched again, or put the right one "
+                        "there by hand") from error
+
+
+def fetch(task: dict[str, Any], data_dir: Path) -> None:
+    """Make sure that every path of task["files"] is in `data_dir`; what is there already is used as it is.
+
+    A file with an `archive` is taken out of it; `url` is the archive's then. Without a `url`, UserError says `how`.
+    """
+    for file in task["files"]:
+        place = data_dir / file["path"]
+        source = data_dir / file.get("archive", file["path"])
+        if place.exists():
+            continue
+        if not source.exists():
+            if "url" not in file:
+                raise UserError(f"{task['key']}: {source} is missing and can't be fetched; put it there by hand: "
+                                f"{file.get('how', task['source'])}")
+            download(file["url"], source)
+        if source != place:
+            content = archive_member(source, place.name)
+            write_atomically(place, lambda temporary, content=content: temporary.write_bytes(content))
+
+
+def download(url: str, place: Path) -> None:
+    """Fetch `url` to `place`, which appears whole or not at all; UserError names both where that fails."""
+    print(f"fetching {url} to {place}")
+    temporary = place.with_name(f".{os.getpid()}-{place.name}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        request = urllib.request.Request(url, headers={"User-Agent": "common.py"})  # some servers refuse urllib's own
+        with urllib.request.urlopen(request, timeout=60) as reply, temporary.open("wb") as file:
+            if reply.status != 200:
+                raise OSError(f"HTTP status {reply.status}")
+            shutil.copyfileobj(reply, file)
+            announced = reply.headers.get("Content-Length")
+        received = temporary.stat().st_size
+        if announced is not None and received != int(announced):  # a connection that breaks off raises nothing
+            raise OSError(f"{received} of {announced} bytes came")
+        temporary.replace(place)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"could not fetch {url}: {error}; put the file at {place} by hand, or go on without: --sample"
+                        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def archive_member(archive: Path, name: str) -> bytes:
+    """The content of the file called `name`, in whatever folder of a .zip or .tgz."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as opened:
+            return opened.read(next(path for path in opened.namelist() if Path(path).name == name))
+    with tarfile.open(archive) as opened:
+        return opened.extractfile(next(member for member in opened if Path(member.name).name == name)).read()
+
+
+def read_strings(path: Path) -> pd.DataFrame:
+    """A .csv file with every cell as text, as it stands: "" and "NA" stay."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""The lines of a text file, cut at \n alone: str.splitlines would also cut at a text's own U+0085 or U+2028."""
+    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def tsv_table(lines: list[str], columns: dict[str, int]) -> pd.DataFrame:
+    """The cells at the positions `columns` of tab-separated lines, in which quotation marks are part of the text.
+
+    Lines with too few cells, torn off by a line break within a text, are counted as dropped.
+    """
+    rows = [line.split("\t") for line in lines]
+    whole = [row for row in rows if len(row) > max(columns.values())]
+    table = pd.DataFrame({name: [row[position] for row in whole] for name, position in columns.items()})
+    table.attrs["dropped"] = {"torn off by a line break": len(rows) - len(whole)}
+    return table
+
+
+def keep(table: pd.DataFrame, wanted: pd.Series, why: str) -> pd.DataFrame:
+    """The `wanted` rows; the others are counted under `why`, the reason for leaving them out."""
+    kept = table[wanted]
+    kept.attrs["dropped"] = {**table.attrs.get("dropped", {}), why: int((~wanted).sum())}
+    return kept
+
+
+def read_edos(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """EDOS: text, label_sexist, label_category, label_vector; the last two are "none" unless the text is sexist."""
+    table = read_strings(data_dir / task["files"][0]["path"])
+    return {name: keep(rows, rows[task["label"]] != "none", "not sexist") for name, rows in table.groupby("split")}
+
+
+def read_afrisenti(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """AfriSenti, one language: tweet, label. Quotation marks in the .tsv files are part of the tweets."""
+    tables = {}
+    for file in task["files"]:
+        header, *lines = read_lines(data_dir / file["path"])
+        columns = {name: header.split("\t").index(name) for name in ("tweet", "label")}
+        tables[Path(file["path"]).stem] = tsv_table(lines, columns)
+    return tables
+
+
+def read_nli4ct(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """NLI4CT: premise (a section of one or two trial records), hypothesis, label. The gold test set is a file apart."""
+    training, test = (data_dir / file["path"] for file in task["files"])
+    with zipfile.ZipFile(training) as archive:
+        splits = {name: json.loads(archive.read(f"{name}.json")) for name in ("train", "dev")}
+        splits["test"] = json.loads(test.read_bytes())
+        needed = {row[role] for rows in splits.values() for row in rows.values()
+                  for role in ("Primary_id", "Secondary_id") if role in row}
+        trials = {trial: json.loads(archive.read(f"CT json/{trial}.json")) for trial in needed}
+
+    def premise(row: dict[str, str]) -> str:
+        sections = {name: " ".join(line.strip() for line in trials[row[f"{name}_id"]][row["Section_id"]])
+                    for name in ("Primary", "Secondary") if f"{name}_id" in row}
+        return " ".join(f"{name} trial: {text}" for name, text in sections.items())
+
+    return {name: pd.DataFrame([{"premise": premise(row), "hypothesis": row["Statement"], "label": row["Label"]}
+                                for row in rows.values()]) for name, rows in splits.items()}
+
+
+def read_politeness(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Stanford Politeness, one domain: Request, Normalized Score, quartile (impolite, polite; only where asked for).
+
+    The paper's two classes are the outer quarters of the domain's own scores; the middle half is left out.
+    """
+    table = read_strings(data_dir / task["files"][0]["path"])
+    score = table["Normalized Score"] = table["Normalized Score"].astype("float64")
+    if task["label"] == "quartile":
+        low, high = score.quantile([0.25, 0.75])
+        table["quartile"] = np.select([score <= low, score >= high], ["impolite", "polite"], "")
+        table = keep(table, table["quartile"] != "", "in the middle half")
+    return {"all": table}
+
+
+def read_dynasent(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """DynaSent, one round (`config`, part of the files' names): sentence, gold_label; of three labels alone."""
+    tables = {}
+    with zipfile.ZipFile(data_dir / task["files"][0]["path"]) as archive:
+        for name in ("train", "dev", "test"):
+            lines = archive.read(f"dynasent-v1.1/dynasent-v1.1-{task['config']}-{name}.jsonl").splitlines()
+            rows = [json.loads(line) for line in lines]
+            table = pd.DataFrame([{"sentence": row["sentence"], "gold_label": row["gold_label"]} for row in rows])
+            table = keep(table, table["gold_label"].notna(), "without a majority label")
+            tables[name] = keep(table, table["gold_label"] != "mixed", "labelled mixed")
+    return tables
+
+
+def read_isarcasm(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """iSarcasmEval, subtask A: text, sarcastic (0, 1). The English train file calls its text column tweet."""
+    train, test = (read_strings(data_dir / file["path"]) for file in task["files"])
+    return {"train": train.rename(columns={"tweet": "text"}), "test": test}
+
+
+def read_pcl(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Don't Patronize Me: text, label (0, 1); split by two lists of paragraph ids. 2 or more of 4 points are PCL."""
+    texts, *lists = (data_dir / file["path"] for file in task["files"])
+    rows = [cells for line in read_lines(texts) if len(cells := line.split("\t")) == 6]  # the notice on top has fewer
+    table = pd.DataFrame(rows, columns=["par_id", "art_id", "keyword", "country", "text", "points"])
+    table["label"] = (table["points"].astype(int) >= 2).astype(int)
+    return {name: table[table["par_id"].isin(read_strings(path)["par_id"])]
+            for name, path in zip(("train", "dev"), lists, strict=True)}
+
+
+def read_peerread(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """PeerRead, one venue: title, abstract, accepted (0, 1). The files' other fields give the decision away."""
+    venue, tables = data_dir / task["files"][0]["path"], {}
+    for name in ("train", "dev", "test"):
+        papers = [json.loads(path.read_bytes()) for path in sorted(venue.glob(f"{name}/reviews/*.json"))]
+        table = pd.DataFrame([[paper.get(field) for field in ("title", "abstract", "accepted")] for paper in papers],
+                             columns=["title", "abstract", "accepted"])
+        table = keep(table, table["accepted"].isin([True, False]), "without a decision")
+        tables[name] = table.astype({"accepted": int})
+    return tables
+
+
+def read_sbic(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """SBIC: post, offensive, intent, lewd, group: 1.0 where the mean vote is 0.5 or more, NaN without any vote.
+
+    The files hold a row per annotator and stereotype; an annotator has one vote on a post. A blank answer is no vote,
+    but for intent and group the votes of those who found the post not offensive are 0: they were not asked.
+    """
+    tables = {}
+    for name, file in zip(("train", "dev", "test"), task["files"], strict=True):
+        rows = read_strings(data_dir / file["path"])
+        table = keep(rows, ~rows.duplicated(["WorkerId", "post"]), "further rows of the same annotator")
+        votes = pd.DataFrame({label: pd.to_numeric(table[column]) for label, column in SBIC_COLUMNS.items()})
+        votes.loc[votes["offensive"] == 0, ["intent", "group"]] = votes[["intent", "group"]].fillna(0)
+        means = votes.groupby(table["post"], sort=False).mean()
+        tables[name] = (means >= 0.5).astype(float).where(means.notna()).reset_index()
+        tables[name].attrs = table.attrs
+    return tables
+
+
+def read_xslue(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """xSLUE, one style: text, label; from SOCKET's pairs of .txt files or xSLUE's own .tsv files, split by split."""
+    paths, tables = [data_dir / file["path"] for file in task["files"]], {}
+    if paths[0].suffix == ".tsv":
+        columns = dict(zip(("text", "label"), XSLUE_COLUMNS[paths[0].parent.name], strict=True))
+        return {re.split("[-_.]", path.name)[0]: tsv_table(read_lines(path), columns) for path in paths}
+    for texts, labels in zip(paths[::2], paths[1::2], strict=True):
+        columns = {"text": read_lines(texts), "label": read_lines(labels)}
+        tables[texts.name.split("_")[0]] = pd.DataFrame(columns)  # ValueError unless equally many
+    return tables
+
+
+READERS: dict[str, Callable[[Path, dict[str, Any]], dict[str, pd.DataFrame]]] = {
+    "afrisenti": read_afrisenti, "dynasent": read_dynasent, "edos": read_edos, "isarcasm": read_isarcasm,
+    "nli4ct": read_nli4ct, "pcl": read_pcl, "peerread": read_peerread, "politeness": read_politeness,
+    "sbic": read_sbic, "xslue": read_xslue}
+
+
+def text_columns(task: dict[str, Any]) -> list[str]:
+    """The columns that hold the task's inputs as text: texts, then options, then the image's id."""
+    return [*task["text"], *task.get("options", []), *([task["image"]] if "image" in task else [])]
+
+
+def columns_of(task: dict[str, Any]) -> list[str]:
+    """Every column that the task reads."""
+    return [*text_columns(task), *(task["label"] if isinstance(task["label"], list) else [task["label"]])]
+
+
+def require_columns(table: pd.DataFrame, task: dict[str, Any]) -> None:
+    """UserError where a column of the task is missing, or bears a name that predictions.csv needs."""
+    for name in columns_of(task):
+        if name not in table.columns:
+            near = difflib.get_close_matches(name, map(str, table.columns), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{task['key']}: no column {name!r} among {', '.join(map(str, table.columns))}{hint}")
+        if name in RESERVED_COLUMNS and name in text_columns(task):
+            raise UserError(f"{task['key']}: predictions.csv has a column {name!r} of its own; rename the text column")
+
+
+def clean(raw: pd.DataFrame, split: str, task: dict[str, Any], kind: Any) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows that can be used: id (<split>-<row in the source>), text columns, label; and counts of the dropped."""
+    table = pd.DataFrame({"id": [f"{split}-{number:06d}" for number in raw.index]})
+    for name in text_columns(task):
+        texts = raw[name].reset_index(drop=True)
+        if pd.api.types.is_numeric_dtype(texts) and len(texts) and name != task.get("image"):
+            raise UserError(f"{task['key']}: column {name!r} holds numbers ({texts.iloc[0]}, ...), not texts")
+        table[name] = texts.map(label_text if name == task.get("image") else lambda text: (
+            text if isinstance(text, str) else ""))
+    table["label"] = kind.read_labels(raw[task["label"]].reset_index(drop=True), task)
+    no_text = (table[text_columns(task)].map(str.strip) == "").any(axis=1)
+    no_label = table["label"].isna()
+    table = table[~no_text & ~no_label].reset_index(drop=True)
+    return (table.astype({"label": "int64"}) if kind.integer_labels else table,
+            {**raw.attrs.get("dropped", {}), "without a label": int(no_label.sum()),
+             "without a text": int((no_text & ~no_label).sum())})
+
+
+def prepare_csqa(raw: pd.DataFrame) -> pd.DataFrame:
+    """question, answerKey, and the choices' texts in the columns A to E."""
+    options = pd.DataFrame([dict(zip(choices["label"], choices["text"], strict=True)) for choices in raw["choices"]])
+    return pd.concat([raw[["question", "answerKey"]].reset_index(drop=True), options], axis=1)
+
+
+def prepare_wsc(raw: pd.DataFrame) -> pd.DataFrame:
+    """WSC273 and WSC285 in WinoGrande's columns: sentence with the pronoun as `_`, option1, option2, answer."""
+    rows = []
+    for text, pronoun, place, options, label in zip(
+            raw["text"], raw["pronoun"], raw["pronoun_loc"], raw["options"], raw["label"], strict=True):
+        first, second = (in_place_of(option, pronoun) for option in options)
+        rows.append({"sentence": f"{text[:place]}_{text[place + len(pronoun):]}", "option1": first, "option2": second,
+                     "answer": str(label + 1)})
+    return pd.DataFrame(rows)
+
+
+def in_place_of(option: str, pronoun: str) -> str:
+    """`option` as it stands where the pronoun stood: the case of its article, and 's for his and her.
+
+    In these sets "her" is a possessive wherever it is the pronoun.
+    """
+    if pronoun[0].isupper():
+        option = option[0].upper() + option[1:]
+    elif option.split()[0] in ("The", "A", "An", "My", "His", "Her"):
+        option = option[0].lower() + option[1:]
+    return option + "'s" if pronoun.lower() in ("his", "her") and not option.endswith("'s") else option
+
+
+def prepare_wsc_superglue(raw: pd.DataFrame) -> pd.DataFrame:
+    """sentence with the pronoun in asterisks (as T5 reads it), candidate, label (1: the candidate is meant)."""
+    sentences = []
+    for text, word, pronoun in zip(raw["text"], raw["span2_index"], raw["span2_text"], strict=True):
+        words = text.split()
+        words[word] = words[word].replace(pronoun, f"*{pronoun}*", 1)
+        sentences.append(" ".join(words))
+    return pd.DataFrame({"sentence": sentences, "candidate": raw["span1_text"].tolist(),
+                         "label": raw["label"].astype("int64").tolist()})
+
+
+PREPARE = {"csqa": prepare_csqa, "wsc": prepare_wsc, "wsc_superglue": prepare_wsc_superglue}
+
+
+def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any) -> dict[str, pd.DataFrame]:
+    """train, validation and test; those that the source lacks are cut from its train, stratified, with SPLIT_SEED.
+
+    A cut is the catalog's share of train, and no less than a tenth of it up to 100 examples.
+    """
+    splits = {name: source[theirs] for name, theirs in task["splits"].items()}
+    if "train" not in splits:
+        return splits
+    shares = {name: task[f"{name}_share"] for name in ("test", "validation") if name not in splits}
+    whole = len(splits["train"])
+    for name, share in shares.items():
+        train = splits["train"]
+        size = max(round(share * whole), min(math.ceil(whole / 10), 100))
+        rows = stratified_rows(kind.strata(train, task), size, np.random.default_rng(SPLIT_SEED))
+        splits[name] = train.iloc[rows].reset_index(drop=True)
+        splits["train"] = train.drop(index=rows).reset_index(drop=True)
+    return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+def sample_rows(strata: np.ndarray, split: str, args: argparse.Namespace) -> np.ndarray:
+    """Positions of the rows that the sampling flags leave of a split, ascending."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    if split != "train":
+        return stratified_rows(strata, args.max_eval_samples or len(strata), rng)
+    rows = np.arange(len(strata))
+    if args.train_per_class:
+        rows = np.sort(np.concatenate([rng.permutation(rows[strata == value])[:args.train_per_class]
+                                       for value in np.unique(strata)]))
+    return rows[stratified_rows(strata[rows], args.max_train_samples or len(rows), rng)]
+
+
+def stratified_rows(strata: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of `total` rows (all, where there are fewer), each stratum in proportion, ascending.
+
+    Shares are rounded by largest remainder; where `total` allows, no stratum that has rows goes empty.
+    """
+    values, counts = np.unique(strata, return_counts=True)
+    total = min(total, len(strata))
+    exact = counts * (total / max(len(strata), 1))
+    take = np.maximum(np.floor(exact), 1 if total >= len(values) else 0).astype(int)
+    by_remainder = np.argsort(take - exact, kind="stable")  # the stratum that is owed most comes first
+    while take.sum() != total:
+        step = 1 if take.sum() < total else -1
+        for i in by_remainder if step > 0 else by_remainder[::-1]:
+            if take.sum() != total and 1 <= take[i] + step <= counts[i]:
+                take[i] += step
+    picked = [rng.permutation(np.flatnonzero(strata == value))[:n] for value, n in zip(values, take, strict=True)]
+    return np.sort(np.concatenate(picked)) if picked else np.array([], dtype=int)
+
+
+# =====================================================================================================================
+# Part 4. The model: tokenizer, head, precision, prediction
+# =====================================================================================================================
+
+
+def load_model(name: str, task: dict[str, Any], dropout: float | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model of a hub id or a folder, with a head for the task; UserError where they can't be had.
+
+    A head that was trained for other labels is replaced by a new one (printed). Weights are read from safetensors only.
+    """
+    import transformers
+
+    kind = KINDS[task["kind"]]
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+        raise UserError(f"{name} is a folder without weights: no .safetensors file in it")
+    quiet_transformers()
+    with hub_errors(f"the model {name}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        theirs = list(transformers.AutoConfig.from_pretrained(name).id2label.values())
+        config = transformers.AutoConfig.from_pretrained(name, **head_config(task, kind))
+        kind.check_model(config)
+        set_dropout(config, dropout)
+        set_pad_token(tokenizer, config)
+        model, report = getattr(transformers, kind.auto_class).from_pretrained(
+            name, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+            dtype="float32")
+    if report["mismatched_keys"]:
+        print(f"the head of {name} has another number of labels: it is replaced by a new one")
+    elif not report["missing_keys"]:
+        reorder_head(model, theirs, kind.output_names(task))
+    return tokenizer, model
+
+
+def reorder_head(model: Any, theirs: list[str], ours: list[str]) -> None:
+    """Put the outputs of a head that was trained on our labels in another order into ours (printed).
+
+    NLI heads differ so: fairseq's begin with contradiction, GLUE's with entailment.
+    """
+    place = {label.casefold(): number for number, label in enumerate(theirs)}
+    order = [place.get(label.casefold(), -1) for label in ours]
+    if sorted(order) == list(range(len(theirs))) and order != sorted(order):
+        layer = head_layer(model)[1]
+        for parameter in layer.parameters():
+            parameter.data = parameter.data[order].clone()
+        print(f"the head's labels are {', '.join(theirs)}: put into the order {', '.join(ours)}")
+
+
+def head_config(task: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """What the model's config has to know of the task."""
+    names = kind.output_names(task)
+    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "problem_type": kind.problem_type,
+            "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def build_sample_model(data: Data, dropout: float | None = None) -> tuple[Any, Any]:
+    """A two-layer BERT with random weights and a word-level tokenizer over the training texts: what --sample trains."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # so small a model computes for less time than two threads wait for each other
+    kind, train = KINDS[data.task["kind"]], data.splits["train"]
+    tokenizer = word_tokenizer(text for name in text_columns(data.task) for text in train[name])
+    config_class, sizes = kind.sample_config
+    config = getattr(transformers, config_class)(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        pad_token_id=tokenizer.pad_token_id, **sizes, **head_config(data.task, kind))
+    set_dropout(config, dropout)
+    return tokenizer, getattr(transformers, kind.auto_class).from_config(config)
+
+
+def word_tokenizer(texts: Iterable[str]) -> Any:
+    """A lower-casing tokenizer whose vocabulary is the words and marks of `texts`, the most frequent ones first."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(marks + words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=512, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+
+def set_dropout(config: Any, dropout: float | None) -> None:
+    """Set every dropout rate that `config` has, the attention's included; None leaves the model's own."""
+    for name in DROPOUT_NAMES if dropout is not None else ():
+        if getattr(config, name, None) is not None:
+            setattr(config, name, dropout)
+
+
+def set_pad_token(tokenizer: Any, config: Any) -> None:
+    """Give GPT-2, Llama and the like a padding token: their heads look for the last token that is none."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError("the tokenizer has neither a padding nor an end-of-text token, so texts can't be batched")
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+def quiet_transformers() -> None:
+    """Turn off the bars of loading and saving, and the report on new heads: that one is new is why it is trained."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def usable_length(tokenizer: Any, model: Any, wanted: int) -> int:
+    """`wanted` tokens; UserError where the model has fewer positions."""
+    positions = getattr(model.config, "max_position_embeddings", None) or wanted
+    # RoBERTa counts positions from pad_token_id + 1 on; its tokenizer knows how many are left
+    limit = min(positions, tokenizer.model_max_length)
+    if wanted > limit:
+        raise UserError(f"--max-length {wanted} is more than the {limit} tokens that the model takes")
+    return wanted
+
+
+def choose_precision(wanted: str) -> str:
+    """fp32, fp16 or bf16 for `wanted`; auto is what the hardware multiplies natively.
+
+    bf16 by software is several times slower than fp32, so a CPU needs AVX512-BF16 or AMX for it, a GPU Ampere or later.
+    """
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    if torch.backends.mps.is_available():
+        return "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def pick_device() -> Any:
+    """The first GPU, Apple's GPU, or the CPU."""
+    import torch
+
+    accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+    return torch.device(next((name for name, there in accelerators if there), "cpu"))
+
+
+def device_name(device: Any) -> str:
+    """What the device calls itself."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+@dataclasses.dataclass
+class Outputs:
+    """What predict() returns, in the order of the data set."""
+
+    logits: np.ndarray  # float32 (items, ...), what kind.predict takes; an item is an example, or a window of one
+    vectors: np.ndarray  # float32 (examples, size): what the head's last layer sees, of an example's first item
+    seconds: float  # of the forward passes, copies to the host included
+
+
+def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, precision: str) -> Outputs:
+    """Run the model over the data set, the longest items first: memory shows at once whether it suffices."""
+    order = np.argsort(-dataset.lengths, kind="stable")
+    bar = progress_bar(len(dataset), "prediction", unit="example")
+    start = time.perf_counter()
+    for first in range(0, len(order), batch_size):
+        rows = order[first:first + batch_size]
+        batch_logits, batch_vectors = forward(model, dataset.collate([dataset[i] for i in rows]), kind, precision)
+        if first == 0:  # the longest batch: where there are logits per token, no later one has more
+            logits = np.zeros((len(dataset), *batch_logits.shape[1:]), dtype=np.float32)
+            vectors = np.zeros((len(dataset), batch_vectors.shape[1]), dtype=np.float32)
+        logits[rows, :batch_logits.shape[1]], vectors[rows] = batch_logits, batch_vectors
+        bar.update(len(rows))
+    seconds = time.perf_counter() - start
+    bar.close()
+    _, first_items = np.unique(dataset.examples, return_index=True)
+    return Outputs(logits, vectors[first_items], seconds)
+
+
+def forward(model: Any, batch: dict[str, Any], kind: Any, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (what kind.collect returns) and head vectors, float32 (batch, hidden size), of one batch, on the host.
+
+    The vector is the input of the head's last linear layer; where that is one per token, the token that the head reads.
+    """
+    import torch
+
+    seen: list[Any] = []
+    hook = head_layer(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(
+                model.device.type, dtypes.get(precision), enabled=precision in dtypes):
+            outputs = model(**inputs)
+    finally:
+        hook.remove()
+    return kind.collect(outputs, inputs).cpu().numpy(), kind.head_vectors(seen[0], inputs).float().cpu().numpy()
+
+
+def head_layer(model: Any) -> tuple[str, Any]:
+    """Name and module of the head's last linear layer, which every head of transformers defines last."""
+    import torch
+
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)][-1]
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that figures depend on."""
+    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "scikit-learn", "numpy", "pandas")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+# =====================================================================================================================
+# Part 5. The command line: flags that mean the same in all five scripts
+# =====================================================================================================================
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are one line (UserError) that offers the nearest flags; its help shows defaults."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError; argparse calls it for anything it can't parse."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = [word for word in message.split() if word.startswith("--") and "unrecognized" in message]
+        near = [flag for word in unknown for flag in difflib.get_close_matches(word.split("=")[0], known, 2)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the flags"
+        raise UserError(f"{message}; {hint}")
+
+
+def positive_int(text: str) -> int:
+    """`text` as a whole number of 1 or more, for argparse's type=."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def non_negative_int(text: str) -> int:
+    """`text` as a whole number of 0 or more, for argparse's type=."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """`text` as a finite number above 0, for argparse's type=."""
+    return _float_within(text, "a finite number above 0", lambda number: 0 < number < math.inf)
+
+
+def non_negative_float(text: str) -> float:
+    """`text` as a finite number of 0 or more, for argparse's type=."""
+    return _float_within(text, "a finite number of 0 or more", lambda number: 0 <= number < math.inf)
+
+
+def fraction(text: str) -> float:
+    """`text` as a number from 0 up to, not including, 1, for argparse's type=."""
+    return _float_within(text, "a number from 0 up to, not including, 1", lambda number: 0 <= number < 1)
+
+
+def _float_within(text: str, wanted: str, is_allowed: Callable[[float], bool]) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not is_allowed(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return number
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a run; they are the same in all five scripts."""
+    group = parser.add_argument_group("which run")
+    group.add_argument("--dataset", metavar="KEY|FILE",
+                       help="a key of the catalog, or a .csv .tsv .jsonl .parquet file")
+    group.add_argument("--model", metavar="ID|FOLDER",
+                       help=f"hub id or local folder; off: {DEFAULT_MODEL} in train.py, the newest run elsewhere")
+    group.add_argument("--seed", type=non_negative_int,
+                       help=f"random seed; off: {DEFAULT_SEED} in train.py, the newest run elsewhere")
+    group.add_argument("--run", type=Path, metavar="DIR", help="a run folder, named outright")
+    group.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder that holds the runs")
+    group.add_argument("--data-dir", type=Path, default=Path("data"),
+                       help="folder for files that the hub does not hold")
+    group.add_argument("--sample", action="store_true", help="use the catalog's few dozen rows and a tiny model: "
+                       "no network, a minute, figures without meaning")
+    group.add_argument("--max-eval-samples", type=positive_int, metavar="N",
+                       help="evaluate at most N examples, drawn with a fixed seed, stratified by label")
+    group.add_argument("--overwrite", action="store_true", help="replace what an earlier call wrote")
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """`table` as lines whose columns are aligned on the left."""
+    cells = [[str(name) for name in table.columns], *(map(str, row) for row in table.itertuples(index=False))]
+    columns = list(zip(*cells, strict=True))
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+
+
+def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """Turn what users can get wrong into one line on stderr and an exit code.
+
+    2: bad input (UserError); 1: the loss was not finite (FloatingPointError); 130: stopped by Ctrl-C or SIGTERM
+    (TrainingStopped, KeyboardInterrupt). Anything else is our own mistake and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            code, message = 2, str(error)
+        except FloatingPointError as error:
+            code, message = 1, str(error)
+        except TrainingStopped as error:
+            code, message = 130, str(error)
+        except KeyboardInterrupt:
+            code, message = 130, "stopped"
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        return code
+
+    return run
+
+
+# =====================================================================================================================
+# Part 6. The run folder: run.json, the CSV files and the figures
+# =====================================================================================================================
+
+
+def slug(name: str) -> str:
+    """`name` as one folder name: `google-bert/bert-base-uncased` becomes `google-bert--bert-base-uncased`."""
+    return re.sub(r"[^\w.+-]+", "-", name.strip("/").replace("/", "--")) or "unnamed"
+
+
+def dataset_slug(dataset: str) -> str:
+    """The folder name of a catalog key, or of a file given as --dataset (its name without the ending)."""
+    return slug(Path(dataset).stem if Path(dataset).suffix in TABLE_READERS else dataset)
+
+
+def model_slug(model: str) -> str:
+    """The folder name of a hub id, or of a local folder given as --model (its last part)."""
+    return slug(Path(model).resolve().name if Path(model).is_dir() else model)
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """runs/<dataset>/<model>/seed<k>, the folder that train.py makes; --run names another."""
+    if args.run:
+        return args.run
+    if not args.dataset:
+        raise UserError("no --dataset given; `python train.py --list` prints the keys")
+    model = args.model or (SAMPLE_MODEL if args.sample else DEFAULT_MODEL)
+    seed = DEFAULT_SEED if args.seed is None else args.seed
+    return args.runs_dir / dataset_slug(args.dataset) / model_slug(model) / f"seed{seed}"
+
+
+def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The finished run that the flags name, and its run.json; the newest one where they leave a choice (printed).
+
+    Raises UserError where there is none, or only unfinished ones.
+    """
+    if args.run:
+        run = finished_run(args.run)
+        folder = tested_on(args.run, run, args.dataset)
+        return folder, run if folder == args.run else finished_run(folder)
+    if not args.dataset:
+        raise UserError("neither --dataset nor --run given; `python train.py --list` prints the keys")
+    model = SAMPLE_MODEL if args.sample and not args.model else args.model
+    pattern = "/".join([dataset_slug(args.dataset), model_slug(model) if model else "*",
+                        "seed*" if args.seed is None else f"seed{args.seed}"])
+    folders = [path.parent for path in args.runs_dir.glob(f"{pattern}/run.json")
+               if (path.parent.parent.name == SAMPLE_MODEL) <= (args.sample or model == SAMPLE_MODEL)]
+    finished = [folder for folder in folders if read_json(folder / "run.json").get("finished")]
+    if not finished:
+        found = "only unfinished runs" if folders else "no run"
+        flags = f"--dataset {args.dataset}" + (" --sample" if args.sample else "")
+        raise UserError(f"{found} in {args.runs_dir / pattern}; train one first: python train.py {flags}")
+    newest = max(finished, key=lambda folder: read_json(folder / "run.json")["finished"])
+    if len(finished) > 1:
+        print(f"{len(finished)} finished runs match; taking the newest, {newest}")
+    return newest, read_json(newest / "run.json")
+
+
+def tested_on(folder: Path, run: dict[str, Any], dataset: str | None) -> Path:
+    """Where the files of a run's test on `dataset` are: the run folder, or on-<dataset> in it for another data set."""
+    other = dataset and dataset_slug(dataset) != run["dataset"]
+    return folder / f"on-{dataset_slug(dataset)}" if other else folder
+
+
+def finished_run(folder: Path) -> dict[str, Any]:
+    """run.json of `folder`; UserError where it is missing or the run did not finish."""
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is no run folder: it holds no run.json; train.py makes one")
+    run = read_json(folder / "run.json")
+    if not run.get("finished"):
+        raise UserError(f"the run in {folder} did not finish; go on with train.py --resume")
+    return run
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a path beside `path`, sync what it wrote and rename it: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the ending, by which savers choose a format
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that write_json wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+# A spreadsheet runs a cell that begins with one of these as a formula (CWE-1236). Such a text gets an apostrophe in
+# front, which a spreadsheet shows as text; so does a text that already looks escaped, and reading takes one off again.
+FORMULA = re.compile(r"'*[\s\0]*[=+\-@]|'*[\t\r]")
+ESCAPED = re.compile(r"'(?:'*[\s\0]*[=+\-@]|'*[\t\r])")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def escape_formula(text: str) -> str:
+    """`text` as a spreadsheet shows it unrun; plain numbers stay as they are."""
+    return "'" + text if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def unescape_formula(text: str) -> str:
+    """What escape_formula was given."""
+    return text[1:] if ESCAPED.match(text) else text
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` as UTF-8 with BOM, comma-separated (RFC 4180); None and NaN become empty cells; text is escaped."""
+
+    def cell(value: Any) -> Any:
+        if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return escape_formula(value) if isinstance(value, str) else value
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(table.columns)
+            columns = [table[name].tolist() for name in table.columns]  # Python's own numbers, whose text is exact
+            writer.writerows([cell(value) for value in row] for row in zip(*columns, strict=True))
+
+    write_atomically(path, write)
+
+
+def read_csv(path: Path, numbers: Iterable[str] = (), required: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a CSV file that write_csv wrote: every column as text, those in `numbers` as float64 (empty: NaN).
+
+    Args:
+        path: the file.
+        numbers: names, or prefixes that end in `_`, of columns that hold numbers.
+        required: columns that must be there.
+
+    Raises:
+        UserError: the file is missing, a required column is, a row has too many cells, or a number is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the script that writes it has not been run on this run folder yet")
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's default of 131,072 characters
+    with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
+        rows = list(csv.reader(file))
+    header, body = (rows[0], rows[1:]) if rows else ([], [])
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+    ragged = next((number for number, row in enumerate(body, 2) if len(row) != len(header)), None)
+    if ragged:
+        raise UserError(f"{path}, row {ragged}: {len(body[ragged - 2])} cells under {len(header)} column names")
+    table = pd.DataFrame([[unescape_formula(text) for text in row] for row in body], columns=header, dtype=object)
+    numbers = tuple(numbers)
+    for name in header:
+        if name in numbers or name.startswith(tuple(prefix for prefix in numbers if prefix.endswith("_"))):
+            try:
+                table[name] = pd.to_numeric(table[name].replace("", math.nan)).astype("float64")
+            except ValueError as error:
+                raise UserError(f"{path}, column {name}: {error}") from error
+    return table
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """predictions.csv of a run: text columns, `correct` as bool, probabilities and the like as float64."""
+    table = read_csv(folder / "predictions.csv", PREDICTION_NUMBERS, ("id", "split", "gold", "predicted", "correct"))
+    table["correct"] = table["correct"].str.casefold() == "true"
+    return table
+
+
+def new_figure(width: float = 6.0, height: float = 4.0, **subplots: Any) -> tuple[Any, Any]:
+    """A matplotlib figure (inches) and its axes, drawn without a screen and readable at a column's width."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+                         "text.parse_math": False})  # parse_math off: a `$` in a label is a dollar sign
+    return plt.subplots(figsize=(width, height), layout="constrained", **subplots)
+
+
+def figure_note(run: dict[str, Any], evaluated: int | None = None) -> str:
+    """What every figure of a run has to say: that its rows are samples, that a part was evaluated; "" where neither."""
+    notes = ["sample rows: figures mean nothing"] if run["sample"] else []
+    whole = run["data"]["rows"]["test"]
+    if evaluated is not None and evaluated < whole:
+        notes.append(f"{evaluated} of {whole} test examples")
+    return "; ".join(notes)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write `figure` as PNG at 200 dpi and close it; what no installed font can draw becomes a box (printed)."""
+    import matplotlib.pyplot as plt
+
+    if missing := make_drawable(figure):
+        names = " ".join(f"U+{ord(character):04X}" for character in sorted(missing)[:10])
+        print(f"{path.name}: {len(missing)} characters that no installed font has are drawn as {PLACEHOLDER}: {names}")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, bbox_inches="tight"))
+    plt.close(figure)
+
+
+def make_drawable(figure: Any) -> set[str]:
+    """Give every text of `figure` the fallback fonts and replace the characters that none of them has; return these."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+    from matplotlib.text import Text
+
+    installed = set(fontManager.get_font_names())
+    families = ["DejaVu Sans", *(family for family in FALLBACK_FONTS if family in installed)]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    drawable = {"\n"}.union(*({chr(code) for code in font.get_charmap()} for font in fonts))
+    missing = set()
+    for text in figure.findobj(Text):
+        missing |= set(text.get_text()) - drawable
+        text.set_text("".join(character if character in drawable else PLACEHOLDER for character in text.get_text()))
+        text.set_fontfamily(families)
+    return missing
