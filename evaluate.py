@@ -1,0 +1,243 @@
+"""Predict the test split with the best epoch of a run, and score it beside the published figures.
+
+    python evaluate.py --dataset mrpc                the newest finished run of the data set
+    python evaluate.py --run runs/mrpc/sample/seed42
+
+Writes predictions.csv, metrics.csv, confusion.csv and .png, timing.csv and hidden_states.npz into the run folder.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import common
+from common import KINDS, UserError, command
+
+METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
+                  "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
+LATENCY_EXAMPLES = 50  # predicted one by one for the latency of a single example
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag of evaluate.py."""
+    parser = common.Parser(prog="evaluate.py", description="Score a run on its test split, beside published figures.")
+    common.add_run_flags(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--per-device-eval-batch-size", type=common.positive_int, default=32, metavar="N",
+                       help="examples per forward pass")
+    group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"],
+                       help="off: the precision that the run was trained in")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Load the run, predict, score, write, print; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    folder, run = find_run(args)
+    data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
+    folder, run = adopt(folder, run, data)
+    test, outputs, timing = predict(args, run, data)
+    predictions = write_predictions(folder, data, test, outputs)
+    metrics = write_metrics(folder, run, data, predictions)
+    common.write_csv(folder / "timing.csv", timing)
+    print_summary(folder, run, data, metrics, timing)
+    return 0
+
+
+def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The run that the flags name, also where it is to be tested on another data set than its own."""
+    if args.run:
+        return args.run, common.finished_run(args.run)
+    return common.find_run(args)
+
+
+def run_flags(args: argparse.Namespace, run: dict[str, Any]) -> argparse.Namespace:
+    """The flags that the run's data was read with; those of this call that say which data come first."""
+    flags = argparse.Namespace(**run["args"])
+    flags.dataset = args.dataset or flags.dataset
+    flags.data_dir = args.data_dir
+    flags.max_eval_samples = args.max_eval_samples or flags.max_eval_samples
+    return flags
+
+
+def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, dict[str, Any]]:
+    """The folder for the results, with a run.json of its own for a data set that the run was not trained on, and it.
+
+    The task gets what the run tuned on its own validation split. UserError where the labels are not the same.
+    """
+    run = {"model_dir": str(folder / "model"), **run}
+    place = common.tested_on(folder, run, data.task["key"] if "hub" in data.task or "reader" in data.task else None)
+    if place != folder:
+        own = run["task"]
+        if own["kind"] != data.task["kind"] or own.get("labels") != data.task.get("labels"):
+            raise UserError(f"the run is on {own['key']} ({own['kind']}, labels {own.get('labels')}); it can't be "
+                            f"tested on {data.task['key']} ({data.task['kind']}, labels {data.task.get('labels')})")
+        run |= {"dataset": data.task["key"], "task": data.task, "data": data.record}
+        common.write_json(place / "run.json", run)
+    data.task |= run["training"]["tuned"]
+    return place, run
+
+
+def predict(
+    args: argparse.Namespace, run: dict[str, Any], data: common.Data
+) -> tuple[common.TokenDataset, common.Outputs, pd.DataFrame]:
+    """The test split as tensors, its logits and vectors, and what timing.csv says."""
+    kind, precision = KINDS[data.task["kind"]], common.choose_precision(args.precision or run["hardware"]["precision"])
+    tokenizer, model = common.load_model(run["model_dir"], data.task)
+    model.to(common.pick_device())
+    test = kind.encode(data.splits["test"], data.task, tokenizer, run["args"]["max_length"], data.images)
+    latency_ms = latencies(model, test, kind, precision)
+    outputs = common.predict(model, test, kind, args.per_device_eval_batch_size, precision)
+    examples = len(data.splits["test"])
+    timing = pd.DataFrame([{
+        "split": "test", "examples": examples, "tokens": test.tokens, "seconds": outputs.seconds,
+        "examples_per_second": examples / outputs.seconds, "tokens_per_second": test.tokens / outputs.seconds,
+        "latency_ms_median": float(np.median(latency_ms)), "latency_ms_p95": float(np.percentile(latency_ms, 95)),
+        "device": common.device_name(model.device), "precision": precision,
+        "batch_size": args.per_device_eval_batch_size}])
+    return test, outputs, timing
+
+
+def latencies(model: Any, test: common.TokenDataset, kind: Any, precision: str) -> np.ndarray:
+    """Milliseconds that one example takes on its own, for up to LATENCY_EXAMPLES examples; the first calls warm up."""
+    count = min(LATENCY_EXAMPLES, len(test))
+    picked = np.linspace(0, len(test) - 1, count).astype(int)
+    singles = [test.collate([test[i]]) for i in picked]
+    seconds = []
+    for batch in [*singles[:3], *singles]:
+        start = time.perf_counter()
+        common.forward(model, batch, kind, precision)  # its copy to the host waits for the device
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds[-count:]) * 1000
+
+
+def write_predictions(
+    folder: Path, data: common.Data, encoded: common.TokenDataset, outputs: common.Outputs
+) -> pd.DataFrame:
+    """Write predictions.csv and hidden_states.npz; returns the former."""
+    kind, test = KINDS[data.task["kind"]], data.splits["test"]
+    inputs = test[["id", *common.text_columns(data.task)]]
+    inputs.insert(1, "split", data.task["splits"].get("test", "test"))
+    predictions = pd.concat([inputs, kind.predict(outputs.logits, test, data.task, encoded)], axis=1)
+    common.write_csv(folder / "predictions.csv", predictions)
+    arrays = {"id": test["id"].to_numpy(dtype=np.str_), "vector": outputs.vectors}
+    common.write_atomically(folder / "hidden_states.npz", lambda path: np.savez(path, **arrays))
+    return predictions
+
+
+def write_metrics(folder: Path, run: dict[str, Any], data: common.Data, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Write metrics.csv, confusion.csv and confusion.png; returns the first.
+
+    ci_low and ci_high: 95 % percentile bootstrap over the test examples (Efron 1979), 2,000 resamples seeded.
+    """
+    kind, task = KINDS[data.task["kind"]], data.task
+    scores, resampled = kind.metrics(predictions, task), kind.resample(predictions, task)
+    rows = []
+    for metric, value in scores.items():
+        low, high = np.percentile(resampled[metric], [2.5, 97.5])
+        rows.append({"metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": len(predictions),
+                     "split": predictions["split"].iloc[0], **published(metric, value, run, data)})
+    metrics = pd.DataFrame(rows, columns=METRICS_HEADER)
+    common.write_csv(folder / "metrics.csv", metrics)
+    confusion = kind.confusion(predictions, task)
+    if confusion is not None:
+        common.write_csv(folder / "confusion.csv", confusion)
+        draw_confusion(confusion, folder / "confusion.png", run)
+    return metrics
+
+
+def published(metric: str, value: float, run: dict[str, Any], data: common.Data) -> dict[str, Any]:
+    """The paper's and the leaderboard's columns of a row of metrics.csv; a figure that was not checked says so.
+
+    Figures are shares of 1 as ours are, gaps are in points (ours less theirs, times 100).
+    """
+    columns: dict[str, Any] = {}
+    sources, reasons = [], []
+    for role in ("paper", "leaderboard"):
+        scores = [score for score in data.task["scores"] if score["role"] == role and score["metric"] == metric]
+        if not scores:
+            continue
+        score = max(scores, key=lambda score: score["checked"])  # the first one that was checked, or else the first
+        model = score["model"] if score["checked"] else f"{score['model']}, unchecked"
+        columns |= {role: score["value"] / 100, f"{role}_model": model, f"{role}_gap": 100 * value - score["value"]}
+        if role == "paper":
+            columns["paper_split"] = score["split"]
+        sources.append(f"{role}: {score['cite']}, {score['url']}")
+        reasons += incomparable(score, run, data)
+    if sources:
+        reasons = list(dict.fromkeys(reasons))
+        columns |= {"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(sources)}
+    return columns
+
+
+def incomparable(score: dict[str, Any], run: dict[str, Any], data: common.Data) -> list[str]:
+    """Why a published figure and ours are not measured alike; empty where they are."""
+    record, ours = data.record, data.task["splits"].get("test", "our own cut of train")
+    reasons = [] if score["checked"] else [f"the {score['role']}'s figure was not checked at its source"]
+    if run["sample"]:
+        reasons.append("ours is on sample rows")
+    if score["split"] != ours:
+        reasons.append(f"{score['role']} is on {score['split']}, ours on {ours}")
+    for split, counts in (("train", run["data"] if "train" in run["data"]["rows"] else None), ("test", record)):
+        if counts and counts["used"][split] < counts["rows"][split]:
+            reasons.append(f"ours uses {counts['used'][split]} of {counts['rows'][split]} {split} examples")
+    return [*reasons, *([score["note"]] if "note" in score else [])]
+
+
+def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> None:
+    """Draw the confusion matrix: a row per gold label, shaded by its share of the row, with the counts."""
+    counts, labels = confusion.iloc[:, 1:].to_numpy(), list(confusion.columns[1:])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(3.5, 0.6 * len(labels) + 2)
+    figure, axes = common.new_figure(size + 1, size)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center",
+                  color="white" if shares[row, column] > 0.6 else "black")
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 8 or len(labels) > 4 else {}
+    axes.set_xticks(range(len(labels)), labels, **turned)
+    axes.set_yticks(range(len(counts)), confusion["gold"])
+    axes.set(xlabel="predicted", ylabel="gold", title=f"{run['dataset']}, {run['model']}, seed {run['seed']}\n"
+             + common.figure_note(run, counts.sum()))
+    common.save_figure(figure, path)
+
+
+def print_summary(
+    folder: Path, run: dict[str, Any], data: common.Data, metrics: pd.DataFrame, timing: pd.DataFrame
+) -> None:
+    """Print the figures a reader looks for first; metrics.csv has them all."""
+    main = metrics.head(len(data.task["metrics"]))
+    table = pd.DataFrame({
+        "metric": main["metric"], "ours": main["value"].map("{:.4f}".format),
+        "95 % interval": [f"{low:.4f}-{high:.4f}" for low, high in zip(main["ci_low"], main["ci_high"], strict=True)]})
+    for role in ("paper", "leaderboard"):
+        table[role] = [f"{value:.4f} ({model})" if value == value else "-"
+                       for value, model in zip(main[role], main[f"{role}_model"], strict=True)]
+        table[f"gap to {role}, points"] = [
+            f"{gap:+.1f}" if gap == gap else "-" for gap in main[f"{role}_gap"]]
+    print(f"{data.task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
+          f"{run['training']['metric']}), {len(data.splits['test'])} test examples ({main['split'].iloc[0]})")
+    print(common.as_text(table))
+    for metric, comparable in zip(main["metric"], main["comparable"], strict=True):
+        if isinstance(comparable, str) and not run["sample"]:
+            print(f"{metric} comparable: {comparable}")
+    for score in data.task["scores"] if not run["sample"] else ():
+        if score["role"] == "reference" and score["checked"]:
+            print(f"reference: {score['metric']} {score['value'] / 100:.4f} on {score['split']}, {score['model']} "
+                  f"({score['cite']})")
+    row = timing.iloc[0]
+    print(f"{row['examples_per_second']:.0f} examples/s, {row['tokens_per_second']:.0f} tokens/s, one example alone "
+          f"{row['latency_ms_median']:.1f} ms (p95 {row['latency_ms_p95']:.1f}), {row['precision']} on {row['device']}")
+    if run["sample"]:
+        print("sample rows: the figures mean nothing")
+    print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

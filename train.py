@@ -1,0 +1,361 @@
+"""Fine-tune a pretrained model on a task of the catalog, or on a file of your own.
+
+    python train.py --dataset mrpc
+    python train.py --dataset my.csv --text-column text --label-column label
+    python train.py --dataset mrpc --sample          no network, half a minute, figures without meaning
+
+The loop is CustomTrainer in common.py. What is written stands in runs/<dataset>/<model>/seed<k>/.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import common
+from common import KINDS, Data, UserError, command
+from visualize import draw_learning_curve
+
+KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs keeps
+# What a finished run must have in common with the flags of --resume, so that it goes on as it began.
+FIXED_ON_RESUME = (
+    "dataset", "model", "seed", "sample", "text_column", "label_column", "train_per_class", "max_train_samples",
+    "max_eval_samples", "max_images", "max_length", "dropout", "class_weights", "learning_rate", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "weight_decay", "warmup_steps",
+    "lr_scheduler_type", "step_gamma", "optim", "precision", "group_by_length", "early_stopping_patience")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag of train.py, spelled as in transformers.TrainingArguments, with dashes."""
+    parser = common.Parser(prog="train.py", description="Fine-tune a pretrained model; the loop is written out.")
+    parser.add_argument("--list", action="store_true", help="print the catalog's keys and stop")
+    common.add_run_flags(parser)
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--text-column", nargs="+", metavar="NAME", help="text column of your own file; two for a pair")
+    group.add_argument("--label-column", metavar="NAME", help="label column of your own file")
+    group.add_argument("--train-per-class", type=common.positive_int, metavar="N",
+                       help="train on at most N examples of each label")
+    group.add_argument("--max-train-samples", type=common.positive_int, metavar="N",
+                       help="train on at most N examples, each label in proportion")
+    group.add_argument("--max-images", type=common.positive_int, metavar="N",
+                       help="gqa: only the first N images of each split, and the questions about them")
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--num-train-epochs", type=common.positive_int, metavar="N",
+                       help="passes over the training data; off: 3, with --sample's own model 12")
+    group.add_argument("--learning-rate", type=common.positive_float, metavar="RATE",
+                       help="highest rate of the schedule; off: 5e-5, with --sample's own model 2e-3")
+    group.add_argument("--per-device-train-batch-size", type=common.positive_int, default=16, metavar="N",
+                       help="examples per micro-batch")
+    group.add_argument("--gradient-accumulation-steps", type=common.positive_int, default=1, metavar="K",
+                       help="micro-batches per optimizer step")
+    group.add_argument("--max-grad-norm", type=common.non_negative_float, default=1.0,
+                       help="the gradient is scaled down to this L2 norm; 0: never")
+    group.add_argument("--optim", default="adamw_torch", help="optimizer",
+                       choices=["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+    group.add_argument("--weight-decay", type=common.non_negative_float, default=0.0, help="AdamW's decay factor")
+    group.add_argument("--lr-scheduler-type", default="linear",
+                       choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "step"],
+                       help="step: multiply the rate by --step-gamma after each epoch")
+    group.add_argument("--step-gamma", type=common.positive_float, default=0.9,
+                       help="factor per epoch of the step schedule")
+    group.add_argument("--warmup-steps", type=common.non_negative_float, default=0.0,
+                       help="optimizer steps until the rate is at its highest; below 1: a share of all steps")
+    group.add_argument("--class-weights", choices=["none", "balanced"], default="none",
+                       help="balanced: an example counts n / (labels * examples of its label)")
+    group.add_argument("--early-stopping-patience", type=common.positive_int, metavar="N",
+                       help="stop after N epochs without a better validation score; off: never")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--max-length", type=common.positive_int, metavar="TOKENS",
+                       help="longer inputs are cut; off: the catalog's figure")
+    group.add_argument("--dropout", type=common.fraction, help="every dropout rate of the model; off: the model's own")
+    group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+                       help="auto: bf16 or fp16 where the hardware has it natively, else fp32")
+    group.add_argument("--group-by-length", action=argparse.BooleanOptionalAction, default=True,
+                       help="put examples of like length into one batch")
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--seeds", type=common.non_negative_int, nargs="+", metavar="N", help="train once per seed")
+    group.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    group.add_argument("--save-steps", type=common.positive_int, metavar="N",
+                       help="checkpoint every N optimizer steps too; off: after each epoch")
+    group.add_argument("--logging-steps", type=common.positive_float, default=0.005, metavar="N",
+                       help="optimizer steps per row of steps.csv; below 1: a share of all steps")
+    group.add_argument("--per-device-eval-batch-size", type=common.positive_int, default=32, metavar="N",
+                       help="examples per forward pass of the evaluation")
+    group.add_argument("--keep-epochs", type=common.non_negative_int, nargs="+", default=[], metavar="EPOCH",
+                       help="keep the hidden states of up to 1,000 validation examples after these epochs (0: before "
+                       "training) for embedding_epochs.png")
+    group.add_argument("--report-to", choices=["none", "wandb", "tensorboard"], default="none",
+                       help="also log there; needs that package")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Train once per seed; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    if args.list:
+        print(common.as_text(common.catalog_table()))
+        return 0
+    complete(args)
+    seeds = args.seeds or [args.seed]
+    for args.seed in seeds:
+        train(args, argv if argv is not None else sys.argv[1:])
+    return 0
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Fill in what the flags leave open; UserError where they contradict each other."""
+    if not args.dataset:
+        raise UserError("no --dataset given; python train.py --list prints the keys")
+    if args.seeds and args.seed is not None:
+        raise UserError("give --seed or --seeds, not both")
+    if args.resume and args.overwrite:
+        raise UserError("give --resume or --overwrite, not both")
+    if args.run and args.seeds:
+        raise UserError("--run names one folder; it can't hold several --seeds")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("the loop is for one process and one GPU; start train.py without torchrun or accelerate launch")
+    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
+        raise UserError(f"--report-to {args.report_to} needs that package: pip install {args.report_to}")
+    toy = args.sample and not args.model
+    args.model = args.model or (common.SAMPLE_MODEL if args.sample else common.DEFAULT_MODEL)
+    args.seed = common.DEFAULT_SEED if args.seed is None else args.seed
+    args.num_train_epochs = args.num_train_epochs or (12 if toy else 3)
+    args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
+
+
+def train(args: argparse.Namespace, argv: list[str]) -> None:
+    """One run: data, model, loop, model/ and run.json."""
+    folder = common.run_folder(args)
+    checkpoint = open_folder(folder, args)
+    data = common.load_data(args)
+    report_data(data, args)
+    tokenizer, model = load(args, data, checkpoint)
+    args.max_length = common.usable_length(tokenizer, model, args.max_length or data.task["max_length"])
+    run = describe(args, argv, data, model)
+    common.write_json(folder / "run.json", run)
+    write_train_texts(folder, data)
+
+    log = common.RunLog(folder, args.save_steps)
+    trainer = build_trainer(args, log, data, tokenizer, model)
+    start = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        log.close()
+    finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
+
+
+def open_folder(folder: Path, args: argparse.Namespace) -> Path | None:
+    """Make the run folder ready; returns the checkpoint to go on from, or None. UserError: something is in the way."""
+    before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    if args.resume:
+        if before is None or before["finished"] or not checkpoints:
+            state = "holds a finished run" if before and before["finished"] else "holds no checkpoint"
+            raise UserError(f"nothing to resume: {folder} {state}; leave --resume out")
+        args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
+        changed = [name for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))]
+        if changed:
+            differences = (f"--{name.replace('_', '-')} {before['args'][name]}, now {getattr(args, name)}"
+                           for name in changed)
+            raise UserError(f"--resume goes on with the run's own flags; these differ: {'; '.join(differences)}")
+        return checkpoints[-1]
+    if before and not args.overwrite:
+        state = "a finished" if before["finished"] else "an unfinished"
+        raise UserError(f"{folder} holds {state} run; --overwrite replaces it" + (
+            "" if before["finished"] else ", --resume goes on with it"))
+    if before:
+        remove_old_run(folder)
+    return None
+
+
+def remove_old_run(folder: Path) -> None:
+    """Delete what the scripts wrote into `folder`; the sheets that a person may have written in (errors*.csv) stay."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.match("errors*.csv"):
+            path.unlink()
+
+
+def as_json(value: Any) -> Any:
+    """`value` as it comes back from run.json."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def report_data(data: Data, args: argparse.Namespace) -> None:
+    """Print what the model is trained and tested on."""
+    record = data.record
+    revision = f", revision {record['revision'][:12]}" if record["revision"] else ""
+    print(f"{data.task['title']}\nsource: {record['source']}{revision}")
+    print(f"splits: {record['why']}")
+    for name, used in record["used"].items():
+        sampled = f" of {record['rows'][name]}" if used < record["rows"][name] else ""
+        print(f"  {name:<10} {used}{sampled} examples; " + ", ".join(
+            f"{label} {count}" for label, count in record["labels"][name].items()))
+    for name, dropped in record["dropped"].items():
+        print(f"  dropped from the source's {name}: " + ", ".join(f"{n} {why}" for why, n in dropped.items() if n))
+    if args.sample:
+        print("sample rows: the figures of this run mean nothing")
+
+
+def load(args: argparse.Namespace, data: Data, checkpoint: Path | None) -> tuple[Any, Any]:
+    """Tokenizer and model: the checkpoint's, the one of --sample, or --model's; the head starts from --seed."""
+    from transformers import set_seed
+
+    common.quiet_transformers()
+    set_seed(args.seed)
+    if checkpoint:
+        return common.load_model(str(checkpoint), data.task, args.dropout)
+    if args.model == common.SAMPLE_MODEL:
+        return common.build_sample_model(data, args.dropout)
+    return common.load_model(args.model, data.task, args.dropout)
+
+
+def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) -> dict[str, Any]:
+    """run.json as it stands before training: `finished` is None until all is written."""
+    device = common.pick_device()
+    precision = common.choose_precision(args.precision)
+    config = model.config
+    print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
+    return {
+        "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
+        "sample": args.sample, "command": shlex.join(["python", "train.py", *argv]),
+        "args": as_json(vars(args)), "task": data.task, "data": data.record,
+        "model_info": {
+            "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
+            "layers": config.num_hidden_layers, "revision": getattr(config, "_commit_hash", None),
+            "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
+            "vector": f"the input of {common.head_layer(model)[0]}, the head's last layer"},
+        "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision},
+        "versions": common.versions()}
+
+
+def write_train_texts(folder: Path, data: Data) -> None:
+    """Write train_texts.csv: what errors.py compares wrong samples with. Labels are written as in predictions.csv."""
+    train = data.splits["train"]
+    columns = train[["id", *common.text_columns(data.task)]]
+    common.write_csv(folder / "train_texts.csv", columns.assign(label=KINDS[data.task["kind"]].gold(train, data.task)))
+
+
+def keep_states(args: argparse.Namespace, folder: Path, data: Data, tokenizer: Any) -> Any:
+    """The callback that keeps hidden states of up to KEPT_EXAMPLES validation examples, drawn with a fixed seed."""
+    kind, task, validation = KINDS[data.task["kind"]], data.task, data.splits["validation"]
+    rng = np.random.default_rng(common.SPLIT_SEED)
+    kept = common.stratified_rows(kind.strata(validation, task), KEPT_EXAMPLES, rng)
+    table = validation.iloc[kept].reset_index(drop=True)
+    rows = kind.encode(table, task, tokenizer, args.max_length, data.images)
+
+    def predict_rows(model: Any) -> tuple[Any, Any]:
+        outputs = common.predict(model, rows, kind, args.per_device_eval_batch_size,
+                                 common.choose_precision(args.precision))
+        return table[["id"]].join(kind.predict(outputs.logits, table, task, rows)), outputs.vectors
+
+    return common.KeepStates(folder / "epoch_states.npz", args.keep_epochs, predict_rows)
+
+
+def build_trainer(args: argparse.Namespace, log: Any, data: Data, tokenizer: Any, model: Any) -> Any:
+    """CustomTrainer with the flags of this run; `log` is its RunLog."""
+    import torch
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+    kind, task = KINDS[data.task["kind"]], data.task
+    train_set = kind.encode(data.splits["train"], task, tokenizer, args.max_length, data.images)
+    train_set.window = 50 if args.group_by_length else 1
+    validation = data.splits["validation"]
+    validation_set = kind.encode(validation, task, tokenizer, args.max_length, data.images)
+    precision = common.choose_precision(args.precision)
+
+    def compute_metrics(outputs: Any) -> dict[str, float]:
+        tuned = kind.tune(outputs.predictions, validation, task, validation_set)
+        predictions = kind.predict(outputs.predictions, validation, task | tuned, validation_set)
+        scores = kind.metrics(predictions, task)
+        return {name: scores[name] for name in task["metrics"]} | tuned
+
+    training_args = TrainingArguments(
+        output_dir=str(log.folder), seed=args.seed, data_seed=args.seed, num_train_epochs=args.num_train_epochs,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm,
+        learning_rate=args.learning_rate, weight_decay=args.weight_decay, warmup_steps=args.warmup_steps,
+        lr_scheduler_type="constant" if args.lr_scheduler_type == "step" else args.lr_scheduler_type, optim=args.optim,
+        use_cpu=common.pick_device().type == "cpu", bf16=precision == "bf16", fp16=precision == "fp16",
+        eval_strategy="epoch", save_strategy="epoch",
+        save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=task["metrics"][0],
+        greater_is_better=kind.greater_is_better(task["metrics"][0]), logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False, report_to=args.report_to, disable_tqdm=True, remove_unused_columns=False,
+        label_names=["labels"], restore_callback_states_from_checkpoint=True,
+        dataloader_pin_memory=torch.cuda.is_available())
+    training_args._n_gpu = 1  # where there are several, Trainer would split each batch by DataParallel
+    callbacks = [log]
+    if args.keep_epochs:
+        callbacks.append(keep_states(args, log.folder, data, tokenizer))
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    trainer = common.CustomTrainer(
+        model=model, args=training_args, data_collator=train_set.collate, train_dataset=train_set,
+        eval_dataset=validation_set, processing_class=tokenizer, compute_metrics=compute_metrics, kind=kind,
+        class_weights=class_weights(args, data), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)  # RunLog's lines say it
+    if args.lr_scheduler_type == "step":
+        batches = math.ceil(len(train_set) / args.per_device_train_batch_size)
+        updates = math.ceil(batches / args.gradient_accumulation_steps)
+        trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), updates, args.step_gamma)
+    return trainer
+
+
+def class_weights(args: argparse.Namespace, data: Data) -> Any:
+    """float32 (labels,): n / (labels * examples of the label), scikit-learn's "balanced"; None where not asked for."""
+    import torch
+
+    if args.class_weights == "none":
+        return None
+    if not KINDS[data.task["kind"]].takes_class_weights:
+        raise UserError(f"--class-weights is for classification, not for {data.task['kind'].replace('_', ' ')}")
+    counts = data.record["labels"]["train"]
+    weights = {label: sum(counts.values()) / (len(counts) * max(count, 1)) for label, count in counts.items()}
+    print("class weights: " + ", ".join(f"{label} {weight:.3f}" for label, weight in weights.items()))
+    return torch.tensor(list(weights.values()), dtype=torch.float32)
+
+
+def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seconds: float) -> None:
+    """Write model/ (the best epoch), learning_curve.png and the rest of run.json; delete the checkpoints."""
+    with common.folder_atomically(folder / "model") as temporary:
+        trainer.model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    history = common.history_table(trainer.state.log_history)
+    metric = run["task"]["metrics"][0]
+    scores = history[f"eval_{metric}"]
+    best = int(scores.idxmax() if trainer.args.greater_is_better else scores.idxmin())
+    run["training"] = {
+        "metric": metric, "best_epoch": float(history["epoch"][best]), "best_score": float(scores[best]),
+        "epochs": float(history["epoch"].iloc[-1]), "steps": trainer.state.global_step,
+        "seconds": float(history["seconds"].sum()), "seconds_with_evaluation": seconds,
+        "tuned": {name: float(history[f"eval_{name}"][best]) for name in KINDS[run["task"]["kind"]].tuned}}
+    common.write_json(folder / "run.json", run)
+    draw_learning_curve([folder], folder / "learning_curve.png")
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    run["finished"] = datetime.datetime.now().isoformat(timespec="microseconds")
+    common.write_json(folder / "run.json", run)
+    print(f"best epoch: {run['training']['best_epoch']:g}, {metric} {scores[best]:.4f} on validation; "
+          f"{run['training']['seconds'] / 60:.1f} min of training; written to {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
