@@ -1,0 +1,56 @@
+"""Tiny models and data sets that the tests share; nothing here needs a network."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for a second thread to help
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import common  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    """Real rows and a stand-in for the hub, kept beside the project; tests skip where they are missing."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "hub").is_dir():
+        pytest.skip("needs ../shared/hub: real rows and a stand-in for the hub")
+    return folder
+
+
+def make_model(dropout: float = 0.1, num_labels: int = 2, seed: int = 0):
+    """A two-layer BERT of hidden size 32 with random weights."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37,
+        max_position_embeddings=64, num_labels=num_labels, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout, pad_token_id=0))
+
+
+def make_dataset(examples: int = 37, seed: int = 0, num_labels: int = 2) -> common.TokenDataset:
+    """Random token ids of 3 to 12 tokens; 37 examples leave a short last batch."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(1, 50, size=rng.integers(3, 13)) for _ in range(examples)]
+    labels = rng.integers(0, num_labels, size=examples)
+    return common.TokenDataset({"input_ids": ids}, labels, {"input_ids": 0})
+
+
+def make_arguments(folder: Path, **changes):
+    """TrainingArguments of the tests: CPU, three epochs, batch 4, a log row per step."""
+    from transformers import TrainingArguments
+
+    settings = {
+        "output_dir": str(folder), "num_train_epochs": 3, "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "epoch",
+        "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 7,
+        "remove_unused_columns": False, "label_names": ["labels"], "optim": "adamw_torch"}
+    return TrainingArguments(**settings | changes)

@@ -1,0 +1,286 @@
+"""train.py and evaluate.py as a user calls them, on sample rows: what they write, and how they refuse bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import common
+import evaluate
+import train
+
+TRAIN = ["--dataset", "mrpc", "--sample", "--precision", "fp32", "--num-train-epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished and evaluated run on the sample rows."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert train.main([*TRAIN, "--num-train-epochs", "12", "--runs-dir", str(runs)]) == 0
+    assert evaluate.main(["--dataset", "mrpc", "--sample", "--runs-dir", str(runs)]) == 0
+    return runs / "mrpc" / "sample" / "seed42"
+
+
+class TestRunFolder:
+    def test_holds_the_files_of_the_contract_and_no_others(self, run_dir):
+        assert {path.name for path in run_dir.iterdir()} == {
+            "run.json", "train_texts.csv", "history.csv", "steps.csv", "learning_curve.png", "model", "predictions.csv",
+            "metrics.csv", "confusion.csv", "confusion.png", "timing.csv", "hidden_states.npz"}
+
+    def test_run_json_says_how_it_came_about(self, run_dir):
+        run = common.read_json(run_dir / "run.json")
+        assert set(train.build_parser().parse_args([]).__dict__) == set(run["args"])
+        assert run["args"]["learning_rate"] == 2e-3  # resolved, where the flag was left out
+        assert run["data"]["used"] == {"train": 80, "validation": 24, "test": 48}
+        assert run["data"]["labels"]["test"] == {"not_equivalent": 17, "equivalent": 31}
+        assert run["versions"]["transformers"] == "5.23.0"
+        assert run["model_info"]["hidden_size"] == 64
+        assert run["hardware"]["precision"] == "fp32"
+        assert run["finished"]
+        assert run["training"]["seconds"] > 0
+        assert run["command"].startswith("python train.py --dataset mrpc")
+
+    def test_history_has_a_row_per_epoch_and_the_best_one_is_kept(self, run_dir):
+        history = pd.read_csv(run_dir / "history.csv")
+        assert list(history.columns) == ["epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy",
+                                         "eval_f1", "learning_rate", "seconds", "samples_per_second"]
+        assert history["epoch"].tolist() == list(range(1, 13))
+        training = common.read_json(run_dir / "run.json")["training"]
+        assert training["best_epoch"] == history["epoch"][history["eval_accuracy"].idxmax()]
+        assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
+
+    def test_steps_have_the_columns_of_the_contract(self, run_dir):
+        steps = pd.read_csv(run_dir / "steps.csv")
+        assert list(steps.columns) == ["step", "epoch", "loss", "grad_norm", "learning_rate"]
+        assert steps["step"].tolist() == list(range(1, 61))
+
+    def test_predictions_are_the_test_split_with_probabilities(self, run_dir):
+        table = common.read_predictions(run_dir)
+        assert list(table.columns) == [
+            "id", "split", "sentence1", "sentence2", "gold", "predicted", "correct", "confidence", "gold_confidence",
+            "margin", "prob_not_equivalent", "prob_equivalent"]
+        assert len(table) == 48
+        probabilities = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy()
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+        np.testing.assert_allclose(table["confidence"], probabilities.max(axis=1))
+        assert (table["correct"] == (table["gold"] == table["predicted"])).all()
+        golds = (table["gold"] == "equivalent").astype(int)
+        np.testing.assert_allclose(table["gold_confidence"], probabilities[range(48), golds])
+
+    def test_metrics_follow_from_the_predictions(self, run_dir):
+        from sklearn import metrics
+
+        table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
+        assert list(scores.columns) == evaluate.METRICS_HEADER[1:]
+        assert scores.index[:2].tolist() == ["accuracy", "f1"]
+        assert scores.loc["accuracy", "value"] == table["correct"].mean()
+        assert scores.loc["f1", "value"] == metrics.f1_score(table["gold"], table["predicted"], pos_label="equivalent")
+        assert (scores["ci_low"] <= scores["value"]).all()
+        assert (scores["value"] <= scores["ci_high"]).all()
+        assert {"macro_f1", "precision_equivalent", "recall_equivalent", "f1_not_equivalent"} <= set(scores.index)
+        assert scores.loc["accuracy", "value"] > 31 / 48  # better than the majority label
+
+    def test_confusion_counts_the_predictions(self, run_dir):
+        table, confusion = common.read_predictions(run_dir), pd.read_csv(run_dir / "confusion.csv", index_col="gold")
+        for gold in confusion.index:
+            for predicted in confusion.columns:
+                counted = ((table["gold"] == gold) & (table["predicted"] == predicted)).sum()
+                assert confusion.loc[gold, predicted] == counted
+
+    def test_vectors_belong_to_the_predictions(self, run_dir):
+        states = np.load(run_dir / "hidden_states.npz", allow_pickle=False)
+        assert states["id"].tolist() == common.read_predictions(run_dir)["id"].tolist()
+        assert states["vector"].dtype == np.float32
+        assert states["vector"].shape == (48, 64)
+
+    def test_timing_has_one_row(self, run_dir):
+        timing = pd.read_csv(run_dir / "timing.csv")
+        assert len(timing) == 1
+        assert 0 < timing["latency_ms_median"][0] <= timing["latency_ms_p95"][0]
+        assert timing["examples_per_second"][0] > 0
+
+    def test_evaluating_again_gives_the_same_files(self, run_dir, capsys):
+        before = {name: (run_dir / name).read_bytes() for name in ("predictions.csv", "metrics.csv", "confusion.csv")}
+        assert evaluate.main(["--run", str(run_dir)]) == 0
+        assert before == {name: (run_dir / name).read_bytes() for name in before}
+        output = capsys.readouterr().out
+        assert "sample rows: the figures mean nothing" in output
+        assert str(run_dir) in output
+
+    def test_evaluating_a_part_says_so(self, run_dir, tmp_path):
+        import shutil
+
+        shutil.copytree(run_dir, tmp_path / "run")
+        assert evaluate.main(["--run", str(tmp_path / "run"), "--max-eval-samples", "20"]) == 0
+        assert set(pd.read_csv(tmp_path / "run" / "metrics.csv")["n"]) == {20}
+
+    def test_same_seed_same_figures_other_seed_others(self, tmp_path):
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            assert train.main([*TRAIN, "--seed", str(seed), "--run", str(tmp_path / name)]) == 0
+        first, again, other = (pd.read_csv(tmp_path / name / "steps.csv") for name in "abc")
+        pd.testing.assert_frame_equal(first, again)
+        assert (first["loss"] != other["loss"]).any()
+
+    def test_seeds_train_one_run_each(self, tmp_path):
+        assert train.main([*TRAIN, "--seeds", "1", "2", "--runs-dir", str(tmp_path), "--num-train-epochs", "1"]) == 0
+        assert sorted(path.name for path in (tmp_path / "mrpc" / "sample").iterdir()) == ["seed1", "seed2"]
+
+    def test_kept_epochs_are_the_validation_examples(self, tmp_path):
+        assert train.main([*TRAIN, "--run", str(tmp_path), "--keep-epochs", "0", "2"]) == 0
+        states = np.load(tmp_path / "epoch_states.npz", allow_pickle=False)
+        assert states["epoch"].tolist() == [0, 2]
+        assert states["vector"].shape == (2, 24, 64)
+        assert states["predicted"].shape == states["confidence"].shape == (2, 24)
+        assert all(name.startswith("validation-") for name in states["id"])
+        score = pd.read_csv(tmp_path / "history.csv")["eval_accuracy"].iloc[-1]
+        assert (states["predicted"][1] == states["gold"]).mean() == pytest.approx(score)
+        assert (states["vector"][0] != states["vector"][1]).any()
+
+    def test_training_texts_are_those_of_the_split(self, run_dir):
+        table = common.read_csv(run_dir / "train_texts.csv")
+        assert list(table.columns) == ["id", "sentence1", "sentence2", "label"]
+        assert table["label"].value_counts().to_dict() == {"equivalent": 54, "not_equivalent": 26}
+
+    def test_flags_reach_the_training(self, tmp_path):
+        flags = ["--class-weights", "balanced", "--dropout", "0", "--lr-scheduler-type", "step", "--step-gamma", "0.5",
+                 "--gradient-accumulation-steps", "2", "--train-per-class", "20", "--no-group-by-length"]
+        assert train.main([*TRAIN, *flags, "--run", str(tmp_path)]) == 0
+        run, steps = common.read_json(tmp_path / "run.json"), pd.read_csv(tmp_path / "steps.csv")
+        assert run["data"]["labels"]["train"] == {"not_equivalent": 20, "equivalent": 20}
+        assert set(run["model_info"]["dropout"].values()) <= {0.0, None}
+        assert steps["learning_rate"].tolist() == [2e-3, 2e-3, 1e-3, 1e-3]  # 40 examples: 3 batches, 2 updates
+
+
+def test_a_file_of_ones_own(tmp_path):
+    rows = [{"review": f"{['lovely', 'awful'][number % 2]} film number {number}", "stars": [5, 1][number % 2]}
+            for number in range(80)]
+    path = tmp_path / "my films.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    flags = ["--dataset", str(path), "--sample", "--runs-dir", str(tmp_path / "runs")]
+    assert train.main([*flags, "--text-column", "review", "--label-column", "stars", "--num-train-epochs", "8"]) == 0
+    assert evaluate.main(flags) == 0
+    table = common.read_predictions(tmp_path / "runs" / "my-films" / "sample" / "seed42")
+    assert len(table) == 8
+    assert table["correct"].all()
+    assert set(table["gold"]) == {"1", "5"}
+
+
+def start(*flags):
+    """train.py in a process of its own."""
+    return subprocess.Popen([sys.executable, "train.py", *TRAIN, *flags], cwd=ROOT, stderr=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert train.main([*TRAIN, "--num-train-epochs", "40", "--run", str(whole)]) == 0
+    process = start("--num-train-epochs", "40", "--run", str(part))
+    while not (part / "steps.csv").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate()[1]
+    assert process.returncode == 130
+    assert "stopped by SIGTERM at step" in error.splitlines()[-1]
+    assert "--resume" in error.splitlines()[-1]
+    assert train.main([*TRAIN, "--num-train-epochs", "40", "--run", str(part), "--resume"]) == 0
+    for name in ("steps.csv", "history.csv"):
+        a, b = (pd.read_csv(folder / name).drop(columns=["seconds", "samples_per_second"], errors="ignore")
+                for folder in (whole, part))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    assert (whole / "model" / "model.safetensors").read_bytes() == (part / "model" / "model.safetensors").read_bytes()
+
+
+class TestBadInput:
+    def refused(self, capsys, script, flags, message, code=2):
+        assert script.main([str(flag) for flag in flags]) == code
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert message in lines[-1]
+        assert len([line for line in lines if line.strip()]) == 1
+
+    @pytest.mark.parametrize(("flags", "message"), [
+        (["--dataset", "mrcp"], "did you mean mrpc"),
+        ([], "no --dataset given"),
+        (["--datset", "mrpc"], "did you mean --dataset"),
+        (["--dataset", "none.csv", "--text-column", "a", "--label-column", "b"], "no file none.csv"),
+        (["--dataset", "mrpc", "--per-device-train-batch-size", "0"], "'0' is not a whole number of 1 or more"),
+        (["--dataset", "mrpc", "--learning-rate", "nan"], "'nan' is not a finite number above 0"),
+        (["--dataset", "mrpc", "--learning-rate", "-1"], "'-1' is not a finite number above 0"),
+        (["--dataset", "mrpc", "--dropout", "1.5"], "'1.5' is not a number from 0 up to"),
+        (["--dataset", "mrpc", "--seed", "-3"], "'-3' is not a whole number of 0 or more"),
+        (["--dataset", "mrpc", "--precision", "int8"], "invalid choice: 'int8'"),
+        (["--dataset", "mrpc", "--seed", "1", "--seeds", "2"], "not both"),
+        (["--dataset", "mrpc", "--resume", "--overwrite"], "not both"),
+    ])
+    def test_of_train_py_before_anything_is_loaded(self, capsys, flags, message):
+        self.refused(capsys, train, flags, message)
+
+    def test_nothing_to_resume(self, capsys, run_dir, tmp_path):
+        self.refused(capsys, train, [*TRAIN, "--run", tmp_path, "--resume"], "nothing to resume")
+        self.refused(capsys, train, [*TRAIN, "--run", run_dir, "--resume"], "holds a finished run")
+
+    def test_a_finished_run_is_not_overwritten_by_chance(self, capsys, run_dir):
+        before = (run_dir / "run.json").read_bytes()
+        self.refused(capsys, train, [*TRAIN, "--run", run_dir], "--overwrite replaces it")
+        assert (run_dir / "run.json").read_bytes() == before
+
+    def test_a_folder_without_weights(self, capsys, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        self.refused(capsys, train, [*TRAIN, "--model", tmp_path, "--run", tmp_path / "run"], "without weights")
+
+    def test_max_length_beyond_the_model(self, capsys, tmp_path):
+        self.refused(capsys, train, [*TRAIN, "--max-length", "600", "--run", tmp_path / "run"], "than the 512 tokens")
+
+    def test_own_files(self, capsys, tmp_path):
+        path = tmp_path / "a.csv"
+        flags = ["--dataset", path, "--runs-dir", tmp_path, "--text-column", "text", "--label-column", "label"]
+        for content, message in (("", "can't be read"), ("text,label\na,b\n", "1 label(s)"),
+                                 ("text,label\n1,a\n2,b\n", "holds numbers"), ("txt,label\na,b\n", "no column 'text'")):
+            path.write_text(content)
+            self.refused(capsys, train, flags, message)
+
+    @pytest.mark.parametrize(("flags", "message"), [
+        (["--dataset", "mrpc"], "train one first"), ([], "neither --dataset nor --run"),
+        (["--run", "."], "no run folder")])
+    def test_of_evaluate_py(self, capsys, tmp_path, flags, message):
+        self.refused(capsys, evaluate, [*flags, "--runs-dir", tmp_path], message)
+
+    def test_a_training_that_diverges_ends_with_code_1(self, capsys, tmp_path):
+        code = train.main([*TRAIN, "--learning-rate", "1e30", "--run", str(tmp_path / "run")])
+        assert code == 1
+        assert "the training loss is nan at step" in capsys.readouterr().err.splitlines()[-1]
+        with pytest.raises(common.UserError, match="did not finish"):
+            common.finished_run(tmp_path / "run")
+
+    def test_what_a_person_wrote_survives_overwrite(self, tmp_path):
+        assert train.main([*TRAIN, "--num-train-epochs", "1", "--run", str(tmp_path)]) == 0
+        (tmp_path / "errors.csv").write_text("mine")
+        (tmp_path / "predictions.csv").write_text("of the old model")
+        assert train.main([*TRAIN, "--num-train-epochs", "1", "--run", str(tmp_path), "--overwrite"]) == 0
+        assert (tmp_path / "errors.csv").read_text() == "mine"
+        assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_no_hub_is_one_line(tmp_path):
+    """A hub that can't be reached: what could not be fetched, from where, and the ways on; exit code 2."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "train.py", "--dataset", "mrpc", "--runs-dir", str(tmp_path)], cwd=ROOT,
+                          env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "could not fetch the dataset nyu-mll/glue from http://127.0.0.1:9" in done.stderr
+    assert "--sample" in done.stderr
+
+
+def test_help_does_not_wait_for_torch():
+    code = ("import sys, train, evaluate\n"
+            "for script in (train, evaluate): script.build_parser().format_help()\n"
+            "print('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,313 @@
+"""The loop against independent references: stock Trainer, one large batch, an uninterrupted run."""
+
+import inspect
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_arguments, make_dataset, make_model
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+import common
+from common import CustomTrainer
+
+EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+
+
+class Recorder(TrainerCallback):
+    """Keeps (event, step, epoch) of every callback event, or stops the run after an update."""
+
+    def __init__(self, stop_after=None):
+        self.events, self.stop_after = [], stop_after
+
+
+def _record(name):
+    def method(self, args, state, control, **kwargs):
+        self.events.append((name, state.global_step, state.epoch))
+        if name == "on_step_end" and state.global_step == self.stop_after:
+            control.should_save, control.should_training_stop = True, True
+            return control
+        return None
+    return method
+
+
+for _name in EVENTS:
+    setattr(Recorder, _name, _record(_name))
+
+
+class StockTrainer(Trainer):
+    """Trainer as it is, with our order of the examples, so that only the loops differ."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset
+        return common.LengthGroupedOrder(data.lengths, self._train_batch_size, self.args.seed, data.window)
+
+
+class StockTrainerWithMean(StockTrainer):
+    """Trainer told that the head's loss is a mean over the micro-batch, which it divides by the accumulation steps."""
+
+    loss_is_scaled_for_ga = False
+
+
+def train(trainer_class, folder, dropout=0.1, resume=None, callbacks=(), examples=37, **changes):
+    data = make_dataset(examples)
+    trainer = trainer_class(
+        model=make_model(dropout), args=make_arguments(folder, **changes), data_collator=data.collate,
+        train_dataset=data, eval_dataset=make_dataset(11, seed=1), callbacks=list(callbacks))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def logs(trainer, *names):
+    """The logged values of `names`, without Trainer's clock readings."""
+    return [[row[name] for name in names] for row in trainer.state.log_history if all(name in row for name in names)]
+
+
+def test_equals_stock_trainer_bit_for_bit(tmp_path):
+    ours, stock = Recorder(), Recorder()
+    a = train(CustomTrainer, tmp_path / "a", callbacks=[ours])
+    b = train(StockTrainer, tmp_path / "b", callbacks=[stock])
+    assert torch.equal(weights(a), weights(b))
+    assert logs(a, "loss", "grad_norm", "learning_rate") == logs(b, "loss", "grad_norm", "learning_rate")
+    assert logs(a, "eval_loss") == logs(b, "eval_loss")
+    assert ours.events == stock.events
+    assert len(logs(a, "loss")) == 30
+
+
+@pytest.mark.parametrize("changes", [
+    {"max_steps": 5}, {"num_train_epochs": 1.5}, {"max_grad_norm": 0.0},
+    {"lr_scheduler_type": "cosine", "warmup_steps": 4},
+    {"weight_decay": 0.1, "eval_strategy": "steps", "eval_steps": 4}])
+def test_equals_stock_trainer_with_other_arguments(tmp_path, changes):
+    a, b = (train(trainer, tmp_path / trainer.__name__, **changes) for trainer in (CustomTrainer, StockTrainer))
+    assert torch.equal(weights(a), weights(b))
+    assert a.state.global_step == b.state.global_step
+    assert logs(a, "eval_loss") == logs(b, "eval_loss")
+
+
+def test_accumulation_equals_stock_trainer_with_the_right_scale(tmp_path):
+    # 36 examples: no short micro-batch, so that a mean of means is the mean
+    a = train(CustomTrainer, tmp_path / "a", gradient_accumulation_steps=3, examples=36)
+    b = train(StockTrainerWithMean, tmp_path / "b", gradient_accumulation_steps=3, examples=36)
+    assert (weights(a) - weights(b)).abs().max() < 1e-5
+    assert np.allclose(logs(a, "loss"), logs(b, "loss"), atol=1e-6)
+
+
+@pytest.mark.parametrize("examples", [36, 37, 41])  # whole groups; a short micro-batch; a short group
+def test_accumulation_equals_one_large_batch(tmp_path, examples):
+    def order(self):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return iter(rng.permutation(len(self.lengths)).tolist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.LengthGroupedOrder, "__iter__", order)  # the same examples in each update
+        many = train(CustomTrainer, tmp_path / "a", dropout=0.0, examples=examples, gradient_accumulation_steps=4)
+        one = train(CustomTrainer, tmp_path / "b", dropout=0.0, examples=examples, per_device_train_batch_size=16)
+    assert (weights(many) - weights(one)).abs().max() < 1e-5
+    assert np.allclose(logs(many, "loss", "grad_norm"), logs(one, "loss", "grad_norm"), rtol=1e-4)
+
+
+def test_stock_trainer_is_k_times_too_large(tmp_path):
+    """The reason for owning compute_loss: github.com/huggingface/transformers/issues/47688."""
+    settings = {"gradient_accumulation_steps": 4, "examples": 16, "dropout": 0.0, "num_train_epochs": 1,
+                "max_grad_norm": 0.0}
+    ours, stock = (train(trainer, tmp_path / trainer.__name__, **settings) for trainer in (CustomTrainer, StockTrainer))
+    ratio = np.array(logs(stock, "loss", "grad_norm")) / np.array(logs(ours, "loss", "grad_norm"))
+    assert ratio == pytest.approx(np.full((1, 2), 4.0), rel=1e-4)
+
+
+def comparable_tables(trainer):
+    """history.csv and steps.csv without the two columns that hold clock readings."""
+    history = common.history_table(trainer.state.log_history).drop(columns=["seconds", "samples_per_second"])
+    return history.to_dict("records"), common.steps_table(trainer.state.log_history).to_dict("records")
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("stop_after", range(1, 12))
+def test_resume_at_any_step_equals_the_uninterrupted_run(tmp_path, stop_after, accumulation):
+    settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "num_train_epochs": 2, "max_steps": -1}
+    whole = train(CustomTrainer, tmp_path / "whole", **settings)
+    if stop_after >= whole.state.max_steps:
+        pytest.skip("the run is shorter")
+    train(CustomTrainer, tmp_path / "part", callbacks=[Recorder(stop_after)], **settings)
+    checkpoint = tmp_path / "part" / f"checkpoint-{stop_after}"
+    resumed = train(CustomTrainer, tmp_path / "part", resume=str(checkpoint), **settings)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert comparable_tables(whole) == comparable_tables(resumed)
+    mine, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[number][name], theirs[number][name]) for number in mine for name in mine[number])
+
+
+def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
+    settings = {"save_strategy": "epoch", "num_train_epochs": 3}
+    whole = train(CustomTrainer, tmp_path / "a", **settings)
+    torch.manual_seed(99)  # the state that a new process happens to have must not matter
+    np.random.seed(99)  # noqa: NPY002
+    resumed = train(CustomTrainer, tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-10"), **settings)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
+    scores = iter([0.5, 0.9, 0.1])
+    data = make_dataset()
+    trainer = CustomTrainer(
+        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
+        args=make_arguments(tmp_path, save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True,
+                            metric_for_best_model="score", greater_is_better=True),
+        compute_metrics=lambda _: {"score": next(scores)})
+    trainer.train()
+    assert trainer.state.best_metric == 0.9
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-20")
+    from safetensors.torch import load_file
+    best = load_file(tmp_path / "checkpoint-20" / "model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items() if name in best)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+
+
+def test_early_stopping(tmp_path):
+    scores = iter([0.9, 0.5, 0.4, 0.3])
+    data = make_dataset()
+    trainer = CustomTrainer(
+        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
+        args=make_arguments(tmp_path, num_train_epochs=4, save_strategy="epoch", load_best_model_at_end=True,
+                            metric_for_best_model="score", greater_is_better=True),
+        compute_metrics=lambda _: {"score": next(scores)}, callbacks=[EarlyStoppingCallback(2)])
+    trainer.train()
+    assert trainer.state.epoch == 3
+    assert trainer.state.best_metric == 0.9
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the training loss is nan at step \d+"):
+        train(CustomTrainer, tmp_path, learning_rate=1e30, save_strategy="steps", save_steps=1)
+    assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+def test_checkpoint_holds_no_pickle(tmp_path):
+    train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert not list(tmp_path.glob(".*"))  # no temporary folder is left
+
+
+def test_train_loss_and_accuracy_are_over_examples(tmp_path):
+    """Learning rate 0, no dropout: the epoch's figures are those of the whole training set at once."""
+    trainer = train(CustomTrainer, tmp_path, dropout=0.0, learning_rate=0.0, num_train_epochs=1)
+    data = make_dataset()
+    batch = data.collate([data[i] for i in range(len(data))])
+    labels = batch.pop("labels")
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits
+    row = common.history_table(trainer.state.log_history).iloc[0]
+    assert row["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert row["train_accuracy"] == (logits.argmax(-1) == labels).double().mean().item()
+
+
+def test_class_weights_weigh_the_sum(tmp_path):
+    data = make_dataset(8)
+    batch = data.collate([data[i] for i in range(8)])
+    pair = torch.tensor([0.5, 3.0])
+    arguments = make_arguments(tmp_path, eval_strategy="no")
+    trainer = CustomTrainer(model=make_model(0.0), args=arguments, class_weights=pair)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=8)
+    logits = trainer.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    by_hand = sum(pair[y] * -torch.log_softmax(row, -1)[y] for row, y in zip(logits, batch["labels"], strict=True)) / 8
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_step_schedule_multiplies_the_rate_after_each_epoch(tmp_path):
+    data = make_dataset()
+    trainer = CustomTrainer(model=make_model(), data_collator=data.collate, train_dataset=data,
+                            args=make_arguments(tmp_path, eval_strategy="no", lr_scheduler_type="constant"))
+    trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), 10, 0.9)
+    trainer.train()
+    rates = [rate for rate, in logs(trainer, "learning_rate") if rate]
+    steps = common.steps_table(trainer.state.log_history)["learning_rate"]
+    assert len(rates) >= 30
+    assert steps.tolist() == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
+
+
+def test_what_the_loop_does_without_is_refused(tmp_path):
+    with pytest.raises(NotImplementedError, match="label_smoothing_factor"):
+        CustomTrainer(model=make_model(), args=make_arguments(tmp_path, eval_strategy="no", label_smoothing_factor=0.1))
+
+
+def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
+    """Tensor.item, bool(tensor) and the like make the host wait; between two logs none of them is called."""
+    waits = []
+    for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: (
+            waits.append((_n, "".join(frame.function for frame in inspect.stack()[1:2]))), _o(self, *a, **k))[1])
+    train(CustomTrainer, tmp_path, logging_steps=1000, eval_strategy="no", num_train_epochs=1)
+    in_loop = [wait for wait in waits if wait[1] in ("_inner_training_loop", "compute_loss", "_add_to_sums")]
+    assert not in_loop
+    assert ("item", "_log_evaluate_save") in waits or ("tolist", "_close_epoch") in waits  # the probe works
+
+
+class TestLengthGroupedOrder:
+    def order(self, seed=1, epoch=0, window=50, examples=1003):
+        lengths = np.random.default_rng(0).integers(3, 100, size=examples)
+        sampler = common.LengthGroupedOrder(lengths, 16, seed, window)
+        sampler.set_epoch(epoch)
+        return lengths, list(sampler)
+
+    def test_every_example_once_and_a_function_of_seed_and_epoch(self):
+        _, order = self.order()
+        assert sorted(order) == list(range(1003))
+        assert order == self.order()[1]
+        assert order != self.order(epoch=1)[1] != self.order(seed=2)[1]
+
+    def test_batches_hold_like_lengths(self):
+        def padding(window):
+            lengths, order = self.order(window=window)
+            batches = [lengths[order[i:i + 16]] for i in range(0, 1003, 16)]
+            return sum(len(batch) * batch.max() for batch in batches) / lengths.sum()
+        assert padding(50) < 1.1 < 1.5 < padding(1)
+
+    def test_fewer_examples_than_a_batch(self):
+        assert sorted(self.order(examples=5)[1]) == list(range(5))
+
+
+# What we take from Trainer's inside, with the parameters that we rely on; a new version has to be read again.
+PRIVATE = {
+    "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+    "_prepare_for_training": "max_steps train_dataloader resume_from_checkpoint",
+    "_finalize_training": "trial num_train_samples start_time",
+    "_evaluate": "trial ignore_keys_for_eval skip_scheduler",
+    "_determine_best_metric": "metrics trial", "_get_output_dir": "trial", "_get_learning_rate": "",
+    "_prepare_inputs": "inputs", "set_initial_training_values": "args dataloader",
+    "_save_checkpoint": "model trial", "_load_optimizer_and_scheduler": "checkpoint", "_load_scaler": "checkpoint",
+    "_load_rng_state": "checkpoint", "_get_train_sampler": "train_dataset",
+    "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_trainers_helpers_are_as_we_know_them(name):
+    assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == PRIVATE[name].split()
+    ours = inspect.signature(getattr(CustomTrainer, name))
+    assert list(ours.parameters)[1:] == PRIVATE[name].split()
+
+
+def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
+    import datasets
+
+    rng = np.random.default_rng(0)
+    rows = datasets.Dataset.from_dict({
+        "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(20)], "label": [0, 1] * 10})
+    from transformers import DefaultDataCollator
+    trainer = CustomTrainer(model=make_model(), train_dataset=rows, data_collator=DefaultDataCollator(),
+                            args=make_arguments(tmp_path, eval_strategy="no", remove_unused_columns=True))
+    output = trainer.train()
+    assert output.global_step == 15
+    assert math.isfinite(output.training_loss)
+    assert json.dumps(output.metrics)
