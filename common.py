@@ -38,7 +38,7 @@ import tomllib
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -68,6 +68,9 @@ DROPOUT_NAMES = (  # what the model families call their dropout rates
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
     "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pooler_dropout", "embedding_dropout",
     "mlp_dropout")
+COMPLETE = "complete.json"  # written last into a checkpoint: the size of each of its files
+LOST_PROCESS = r"Connection (closed|reset) by peer|remote process exited|Broken pipe"  # in the words of gloo and NCCL
+SECONDS_BETWEEN_WRITES = 5  # of history.csv and steps.csv while an epoch runs
 EVAL_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # Trainer's, not ours to keep
 # Where installed, these draw what matplotlib's own DejaVu Sans lacks. (It cannot use colour emoji: they are bitmaps.)
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Hiragino Sans",
@@ -99,7 +102,7 @@ class TrainingStopped(Exception):
 # An epoch is ceil(batches / k) updates; num_train_epochs epochs and one evaluation after each are a training.
 
 
-def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
+def define_trainer() -> None:  # noqa: C901 - counts the methods inside
     """Define CustomTrainer, KeepStates and RunLog as names of this module.
 
     Importing transformers.Trainer takes seconds, which --help, a mistyped flag and errors.py need not wait for;
@@ -109,9 +112,10 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
 
     import torch
     from accelerate import skip_first_batches
-    from transformers import Trainer, TrainerCallback
+    from accelerate.utils.memory import should_reduce_batch_size
+    from transformers import EvalPrediction, Trainer, TrainerCallback
     from transformers.trainer_callback import ExportableState
-    from transformers.trainer_utils import rotate_checkpoints
+    from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
     class CustomTrainer(Trainer):
         """A Trainer whose training loop is written out, so that it can be read from top to bottom.
@@ -120,26 +124,28 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
         KINDS) brings another loss, `class_weights` (float32, (num_labels,)) weighs the examples of each label.
 
         It differs from transformers 5.23's Trainer in this: the loss is the mean over the examples of the whole update,
-        whatever the accumulation (Trainer's is gradient_accumulation_steps times too large for the text-classification
-        heads, github.com/huggingface/transformers/issues/47688); a loss that is not finite stops the run
-        (FloatingPointError) instead of being replaced; checkpoints appear whole and hold no pickle, and one due at an
-        epoch's last step is written after the epoch's evaluation; total_flos stays 0; what REFUSED names raises
-        NotImplementedError instead of being ignored.
+        whatever the accumulation and the number of processes (Trainer's is gradient_accumulation_steps times too large
+        for the text-classification heads, github.com/huggingface/transformers/issues/47688); a loss that is not finite
+        stops the run (FloatingPointError) instead of being replaced; where memory does not suffice for a micro-batch,
+        it is computed in parts; checkpoints appear whole and hold no pickle, and one due at an epoch's last step is
+        written after the epoch's evaluation; total_flos stays 0; what REFUSED names raises NotImplementedError instead
+        of being ignored.
         """
 
         REFUSED = MappingProxyType({  # argument: the value that leaves it off
             "auto_find_batch_size": False, "eval_on_start": False, "label_smoothing_factor": 0.0,
             "neftune_noise_alpha": None, "torch_empty_cache_steps": None, "ignore_data_skip": False,
-            "save_only_model": False,
+            "save_only_model": False, "dataloader_drop_last": False,
         })
 
         def __init__(self, *trainer_args: Any, kind: Any = None, class_weights: Any = None, **trainer_kwargs: Any):
             super().__init__(*trainer_args, **trainer_kwargs)
             self.kind = kind or KINDS["classification"]
             self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
+            self.cuts = 1  # parts that each micro-batch is computed in; doubled whenever memory does not suffice
             refused = [name for name, off in self.REFUSED.items() if getattr(self.args, name) != off]
-            if self.args.world_size > 1 or self.args.n_gpu > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                refused.append("more than one process or GPU")
+            if self.args.n_gpu > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                refused.append("DataParallel, DeepSpeed and FSDP")
             if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
                 refused.append(f"lr_scheduler_type={self.args.lr_scheduler_type.value}")
             if refused:
@@ -162,14 +168,7 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
                 loss = self.kind.loss(outputs, labels, self.class_weights) / examples
             return (loss, outputs) if return_outputs else loss
 
-        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # noqa: ARG002 - Trainer's
-            """Mean loss of an evaluation batch, what `kind.collect` keeps of its outputs, and its labels."""
-            inputs = self._prepare_inputs(inputs)
-            with torch.no_grad():
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            return loss, None if prediction_loss_only else self.kind.collect(outputs, inputs), inputs["labels"]
-
-        def _inner_training_loop(  # noqa: PLR0915
+        def _inner_training_loop(  # noqa: C901, PLR0915 - a lesson is read in one piece
             self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
         ):
             """Train; returns TrainOutput(global_step, training_loss, metrics). Trainer.train() calls it."""
@@ -191,34 +190,41 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
             self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
 
             for epoch in range(first_epoch, num_epochs):
-                # 3. Epoch: one pass over the data. The order depends on the seed and the epoch alone (set_epoch), so a
-                #    resumed epoch goes on with the very batches that were left. The random state saved between two
-                #    epochs belongs before iter(), which draws from it; the one saved within an epoch, after.
+                # 3. Epoch: one pass over the data. The order depends on the seed and the epoch alone, so a resumed one
+                #    goes on with the very batches that were left. The random state saved between two epochs belongs
+                #    before their iterator, which draws from it; the one saved within an epoch, after.
                 self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
                 resuming = resume_from_checkpoint is not None and epoch == first_epoch
                 batches_done = batches_to_skip if resuming else 0
                 if resuming and batches_done == 0:
                     self._load_rng_state(resume_from_checkpoint)
-                epoch_loader = skip_first_batches(loader, batches_done) if batches_done else loader
-                epoch_loader.set_epoch(epoch)
-                micro_batches = iter(epoch_loader)
+                micro_batches, group = self._micro_batches(loader, epoch, batches_done), []
 
                 # 4. Micro-batches: forward, loss, backward. islice takes the next group, a shorter one at the end.
-                while group := list(islice(micro_batches, args.gradient_accumulation_steps)):
+                #    Where memory does not suffice for it, the update begins again with smaller micro-batches.
+                while group := group or list(islice(micro_batches, args.gradient_accumulation_steps)):
                     if resuming and batches_done == batches_to_skip > 0:
                         self._load_rng_state(resume_from_checkpoint)
                     self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                     model.train()
-                    examples = sum(len(batch["labels"]) for batch in group)
-                    for number, batch in enumerate(group, start=1):
-                        batch = self._prepare_inputs(batch)  # to the device
-                        loss, outputs = self.compute_loss(  # forward (under autocast for bf16 and fp16) and loss
-                            model, batch, return_outputs=True, num_items_in_batch=examples)
-                        self.accelerator.backward(loss)  # adds this micro-batch's gradient to param.grad
-                        self._add_to_sums(loss.detach(), outputs, batch["labels"], examples)
-                        if number < len(group):
-                            self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
-                    batches_done += len(group)
+                    examples, sums = self._examples_of_update(group), 0.0
+                    try:
+                        parts = self._cut(group)
+                        for number, (batch, weight) in enumerate(parts, start=1):
+                            batch = self._to_device(batch)
+                            self._sync_gradients(model, number == len(parts))
+                            loss, outputs = self.compute_loss(  # forward (under autocast for bf16 and fp16) and loss
+                                model, batch, return_outputs=True, num_items_in_batch=examples)
+                            self.accelerator.backward(loss * weight)  # adds this micro-batch's gradient to param.grad
+                            sums += self._sums(loss.detach(), outputs, batch["labels"], weight)
+                            if number < len(parts):
+                                self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
+                    except RuntimeError as error:
+                        self._use_less_memory(error, parts)
+                        model.zero_grad()
+                        continue
+                    self._add_to_sums(sums, examples)
+                    batches_done, group = batches_done + len(group), []
 
                     # 5. Update: clip the gradient, step the optimizer, step the schedule, clear the gradient.
                     grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
@@ -255,7 +261,7 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
             """Do what the callbacks asked for. The .item() calls here are the loop's only waits for the device."""
             updates = self.state.global_step - self._globalstep_last_logged
             if self.control.should_log and updates > 0:
-                interval_loss = self._tr_loss.item()
+                interval_loss = self._over_processes(self._tr_loss).item()
                 if not math.isfinite(interval_loss):
                     raise FloatingPointError(
                         f"the training loss is {interval_loss} at step {self.state.global_step}; a lower "
@@ -273,36 +279,139 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
                 self._save_checkpoint(model, trial)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
+        # Where the micro-batches come from. Of each batch every process takes its share; the gradients of all of them
+        # are averaged (torch's DistributedDataParallel), which makes the loss the sum that it would be in one process.
+
+        def get_train_dataloader(self):
+            """Batches of LengthGroupedBatches; in one process, those of Trainer for a data set without `lengths`."""
+            args, dataset = self.args, self.train_dataset
+            if not hasattr(dataset, "lengths") and args.world_size == 1:
+                return super().get_train_dataloader()
+            lengths = getattr(dataset, "lengths", np.zeros(len(dataset)))
+            batches = LengthGroupedBatches(lengths, self._train_batch_size * args.world_size, args.seed,
+                                           getattr(dataset, "window", 1), args.process_index, args.world_size)
+            return torch.utils.data.DataLoader(
+                dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory,
+                num_workers=args.dataloader_num_workers)
+
+        def _micro_batches(self, loader: Any, epoch: int, skip: int) -> Iterator[tuple[Any, int]]:
+            """(micro-batch, this process's examples in it) of an epoch, without the first `skip`.
+
+            A process whose share is 0 gets an example all the same, so that it takes part in adding up the gradients.
+            """
+            if isinstance(loader.batch_sampler, LengthGroupedBatches):
+                loader.batch_sampler.start(epoch, skip)
+                return zip(loader, loader.batch_sampler.shares(), strict=True)
+            loader = skip_first_batches(loader, skip) if skip else loader
+            loader.set_epoch(epoch)
+            return ((batch, len(batch["labels"])) for batch in loader)
+
+        def _examples_of_update(self, group: list[tuple[Any, int]]) -> Any:
+            """Examples in the update, those of all processes; a tensor where there are several, so that none waits."""
+            mine = sum(share for _, share in group)
+            if self.args.world_size == 1:
+                return mine
+            return self.accelerator.reduce(torch.full((), mine, dtype=torch.float32, device=self.args.device))
+
+        def _cut(self, group: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+            """(micro-batch, weight of its loss), each in self.cuts parts.
+
+            The weight is the number of processes, for which the mean of their gradients makes up; 0 for a share of 0.
+            """
+            parts = []
+            for batch, share in group:
+                cuts = min(self.cuts, len(batch["labels"]))
+                weight = self.args.world_size if share else 0
+                parts += [({name: tensor[cut::cuts] for name, tensor in batch.items()}, weight) for cut in range(cuts)]
+            return parts
+
+        def _use_less_memory(self, error: RuntimeError, parts: list[tuple[Any, int]]) -> None:
+            """Double self.cuts if `error` says that memory did not suffice (printed), else raise it.
+
+            Also raised where no micro-batch can be cut any further, and with several processes, of which the others
+            would wait for this one's gradient.
+            """
+            largest = max(len(batch["labels"]) for batch, _ in parts)
+            if not should_reduce_batch_size(error) or largest == 1 or self.args.world_size > 1:
+                raise error
+            self.cuts *= 2
+            print(f"out of memory with {largest} examples in a micro-batch: going on with {-(-largest // 2)} and "
+                  f"{self.cuts} times as many micro-batches per update, which leaves the result as it is", flush=True)
+
+        def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+            """The batch on the model's device; a copy out of pinned memory does not make the host wait."""
+            return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
+
+        def _sync_gradients(self, model: Any, is_last: bool) -> None:
+            """Have processes exchange gradients in the update's last backward pass alone, as its no_sync() does."""
+            if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+                model.require_backward_grad_sync = is_last
+
+        def _over_processes(self, numbers: Any) -> Any:
+            """The sum of each process's tensor, in every process."""
+            return self.accelerator.reduce(numbers) if self.args.world_size > 1 else numbers
+
+        def evaluation_loop(
+            self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        ):
+            """Evaluate our own data sets with predict(), which takes the longest first; any other as Trainer does."""
+            dataset, args = dataloader.dataset, self.args
+            if not isinstance(dataset, TokenDataset):
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+            self.callback_handler.eval_dataloader = dataloader
+
+            def after_batch() -> None:
+                self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+
+            outputs = predict(
+                self.model, dataset, self.kind, args.per_device_eval_batch_size,
+                "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32", after_batch,
+                loss=lambda outputs, labels: self.kind.loss(outputs, labels, self.class_weights))
+            metrics = {"loss": outputs.loss}
+            if self.compute_metrics is not None:
+                metrics |= self.compute_metrics(EvalPrediction(outputs.logits, dataset.labels))
+            return EvalLoopOutput(outputs.logits, dataset.labels, num_samples=len(dataset), metrics={
+                f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+
         # What the log needs, added up on the device: the host reads it when it logs, not at every step.
 
         def _start_sums(self, checkpoint: str | None) -> None:
-            """Set the running sums to zero, or to what the checkpoint says."""
+            """Set the running sums to zero, or to what the checkpoint says; the first process's hold the others'."""
             saved = read_json(Path(checkpoint, "sums.json")) if checkpoint else {}
+            self.cuts = saved.get("cuts", 1)
             self._initial_global_step = self.state.global_step
             self._globalstep_last_logged = saved.get("last_logged_step", self.state.global_step)
-            since_log = saved.get("loss_since_log", 0.0)
+            first = self.is_world_process_zero()
+            since_log = saved.get("loss_since_log", 0.0) if first else 0.0
             self._tr_loss = torch.tensor(since_log, device=self.args.device)
             self._total_loss_scalar = -since_log  # a float on the host, of the steps of this call alone
-            # summed loss and summed training score (kind.score) of this epoch's examples
-            self._epoch_sums = torch.tensor(saved.get("epoch_sums", [0.0, 0.0]), device=self.args.device)
+            # summed loss and summed training score (kind.score) of this epoch's examples, and their number
+            epoch_sums = saved.get("epoch_sums", [0.0, 0.0]) if first else [0.0, 0.0]
+            self._epoch_sums = torch.tensor(epoch_sums, device=self.args.device)
             self._epoch_examples = saved.get("epoch_examples", 0)
             self._epoch_seconds = saved.get("epoch_seconds", 0.0)  # of this epoch, spent before the checkpoint
             self._epoch_start = time.time()
 
-        def _add_to_sums(self, loss: Any, outputs: Any, labels: Any, examples: int) -> None:
-            """Count one micro-batch; `examples` is the number in its update, by which `loss` was divided."""
-            self._tr_loss += loss
-            self._epoch_sums += torch.stack([loss * examples, self.kind.score(outputs, labels).to(loss.dtype)])
-            self._epoch_examples += len(labels)
+        def _sums(self, loss: Any, outputs: Any, labels: Any, weight: int) -> Any:
+            """Loss and training score (kind.score) of a micro-batch, (2,); 0 for a share of 0."""
+            return torch.stack([loss, self.kind.score(outputs, labels).to(loss.dtype)]) * (weight > 0)
+
+        def _add_to_sums(self, sums: Any, examples: Any) -> None:
+            """Count an update of `examples` examples, the number by which its loss was divided."""
+            self._tr_loss += sums[0]
+            self._epoch_sums += torch.stack([sums[0] * examples, sums[1]])
+            self._epoch_examples += examples
 
         def _close_epoch(self, learning_rate: float) -> None:
             """Append the finished epoch's training loss, score and seconds to state.log_history; start new sums."""
-            loss, score = (total / self._epoch_examples for total in self._epoch_sums.tolist())
+            examples = int(self._epoch_examples)
+            loss, score = (total / examples for total in self._over_processes(self._epoch_sums).tolist())
             seconds = self._epoch_seconds + time.time() - self._epoch_start
             self.state.log_history.append({
                 "epoch": self.state.epoch, "step": self.state.global_step, "epoch_train_loss": loss,
                 f"epoch_train_{self.kind.train_metric}": score, "learning_rate": learning_rate, "seconds": seconds,
-                "samples_per_second": self._epoch_examples / seconds})
+                "samples_per_second": examples / seconds})
             self._epoch_sums.zero_()
             self._epoch_examples, self._epoch_seconds, self._epoch_start = 0, 0.0, time.time()
 
@@ -317,26 +426,27 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
             for callback in [*self.callback_handler.callbacks, self.control]:
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            sums = self._over_processes(torch.cat([self._tr_loss[None], self._epoch_sums])).tolist()
+            random_states = self.accelerator.gather(random_state().to(self.args.device)[None]).cpu()
+            if not self.is_world_process_zero():
+                self.accelerator.wait_for_everyone()
+                return
             with folder_atomically(run_dir / f"checkpoint-{self.state.global_step}") as folder:
                 self.accelerator.unwrap_model(model).save_pretrained(folder)
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
                 save_optimizer(folder, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
-                save_random_state(folder)
+                save_random_states(folder, random_states)
                 write_json(folder / "sums.json", {
-                    "last_logged_step": self._globalstep_last_logged, "loss_since_log": self._tr_loss.item(),
-                    "epoch_sums": self._epoch_sums.tolist(), "epoch_examples": self._epoch_examples,
+                    "last_logged_step": self._globalstep_last_logged, "loss_since_log": sums[0],
+                    "epoch_sums": sums[1:], "epoch_examples": int(self._epoch_examples), "cuts": self.cuts,
                     "epoch_seconds": self._epoch_seconds + time.time() - self._epoch_start})
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+                write_json(folder / "trainer_state.json", dataclasses.asdict(self.state))  # save_to_json sorts names
+                write_json(folder / COMPLETE, {str(path.relative_to(folder)): path.stat().st_size
+                                               for path in folder.rglob("*") if path.is_file()})
             rotate_checkpoints(output_dir=str(run_dir), save_total_limit=self.args.save_total_limit,
                                best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)
-
-        def _get_train_sampler(self, train_dataset=None):
-            """LengthGroupedOrder for a data set that knows its lengths, as ours do; Trainer's sampler for any other."""
-            dataset = train_dataset if train_dataset is not None else self.train_dataset
-            if not hasattr(dataset, "lengths"):
-                return super()._get_train_sampler(train_dataset)
-            return LengthGroupedOrder(dataset.lengths, self._train_batch_size, self.args.seed, dataset.window)
+            self.accelerator.wait_for_everyone()
 
         def _load_optimizer_and_scheduler(self, checkpoint):
             load_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
@@ -346,7 +456,7 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
                 self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint, "optimizer.json"))["scaler"])
 
         def _load_rng_state(self, checkpoint):
-            load_random_state(checkpoint)
+            load_random_state(checkpoint, self.args.process_index)
 
     class KeepStates(TrainerCallback):
         """Keeps what the head sees of some validation examples, before training (epoch 0) and after chosen epochs.
@@ -369,6 +479,8 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
             if epoch not in self.epochs:
                 return
             table, vectors = self.predict_rows(model)
+            if launched()[0] > 0:
+                return
             new = {"epoch": np.array([epoch]), "vector": vectors[None],
                    "predicted": table["predicted"].to_numpy(dtype=np.str_)[None],
                    "correct": table["correct"].to_numpy(dtype=bool)[None],
@@ -388,6 +500,7 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
 
         def __init__(self, folder: Path, save_steps: int | None = None):
             self.folder, self.save_steps, self.bar, self.signal = folder, save_steps, None, None
+            self.written = -math.inf  # when the tables were; each time they are written whole
             self.handlers: dict[int, Any] = {}  # those that were there before ours
 
         def close(self) -> None:
@@ -404,7 +517,16 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
 
         def _on_signal(self, number, _frame):
             self.signal = signal.Signals(number).name
-            signal.signal(number, self.handlers[number])  # a second one stops at once
+            if launched()[1] == 1:  # a second one stops at once; torchrun sends one more whenever it gets one
+                signal.signal(number, self.handlers[number])
+
+        def _is_told_to_stop(self, args, control):
+            """Whether a signal came. Several processes have to stop at the same step: they agree when they log."""
+            if launched()[1] > 1 and control.should_log:
+                told = torch.tensor(float(self.signal is not None), device=args.device)
+                sum_over_processes([told], args.device)
+                self.signal = (self.signal or "a signal") if told.item() else None
+            return self.signal and (launched()[1] == 1 or control.should_log)
 
         def on_train_end(self, _args, _state, _control, **_):
             self.close()
@@ -415,28 +537,22 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
             label = f"epoch {state.global_step // updates + 1}/{math.ceil(args.num_train_epochs)}"
             self.bar = progress_bar(updates, label, unit="step", initial=done)
 
-        def on_step_end(self, _args, state, control, **_):
+        def on_step_end(self, args, state, control, **_):
             self.bar.update()
-            if self.signal or (self.save_steps and state.global_step % self.save_steps == 0):
+            if self._is_told_to_stop(args, control) or (self.save_steps and state.global_step % self.save_steps == 0):
                 control.should_save = True
             return control
 
         def on_log(self, _args, state, _control, logs, **_):
             if "loss" in logs:
                 self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-                self._write(state)
+                if time.monotonic() > self.written + SECONDS_BETWEEN_WRITES:
+                    self._write(state)
 
         def on_epoch_end(self, _args, _state, control, **_):
             self.bar.close()
             control.should_log = True  # the last, short interval of the epoch too
             return control
-
-        def on_prediction_step(self, _args, _state, _control, eval_dataloader, **_):
-            if self.bar.n >= self.bar.total:
-                self.bar = progress_bar(len(eval_dataloader), "evaluation", unit="batch")
-            self.bar.update()
-            if self.bar.n >= self.bar.total:
-                self.bar.close()
 
         def on_evaluate(self, args, state, _control, **_):
             self._write(state)
@@ -454,8 +570,10 @@ def define_trainer() -> None:  # noqa: C901 - a lesson is read in one piece
                                       "checkpoint saved; go on with the same command and --resume")
 
         def _write(self, state):
-            write_csv(self.folder / "history.csv", history_table(state.log_history))
-            write_csv(self.folder / "steps.csv", steps_table(state.log_history))
+            if state.is_world_process_zero:
+                write_csv(self.folder / "history.csv", history_table(state.log_history))
+                write_csv(self.folder / "steps.csv", steps_table(state.log_history))
+                self.written = time.monotonic()
 
 
 def __getattr__(name: str) -> Any:
@@ -491,34 +609,40 @@ def progress_bar(total: int, label: str, unit: str, initial: int = 0) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 10.0)
+                mininterval=0.2 if sys.stderr.isatty() else 10.0, disable=launched()[0] > 0)
 
 
-class LengthGroupedOrder:
-    """A sampler that puts examples of like length into one batch, so that few tokens are padding.
+class LengthGroupedBatches:
+    """Batches of examples of like length, so that few tokens are padding: a batch_sampler for torch's DataLoader.
 
     The examples are shuffled, cut into windows of `window` batches, sorted by length within each window and cut into
     batches, and the batches are shuffled; the last, short one stays last. The order is a function of seed and epoch
-    alone (numpy's PCG64 seeded with both), so a resumed run meets the batches that it would have met.
+    alone (numpy's PCG64 seeded with both), so a resumed run meets the batches that it would have met. Of several
+    processes each takes every processes-th example of a batch, so that together they make the batches of one.
 
     Args:
         lengths: int, (examples,): tokens of each example.
-        batch_size: examples per micro-batch.
+        batch_size: examples per batch, those of all processes together.
         seed: any whole number of 0 or more.
         window: batches per window; 1 is plain shuffling.
+        process: number of this process, from 0.
+        processes: how many there are.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, window: int = 50):
-        self.lengths, self.batch_size, self.seed, self.window, self.epoch = lengths, batch_size, seed, window, 0
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, window: int = 50, process: int = 0,
+                 processes: int = 1):
+        self.lengths, self.batch_size, self.seed, self.window = lengths, batch_size, seed, window
+        self.process, self.processes, self.epoch, self.first = process, processes, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.epoch = epoch
+    def start(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch, and the number of its batch, with which the next iteration begins."""
+        self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> np.ndarray:
+        """The examples of the epoch, int64 (examples,), batch after batch."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self.lengths))
         if self.window > 1:
@@ -527,7 +651,19 @@ class LengthGroupedOrder:
             order = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in windows])
         full = len(order) // self.batch_size * self.batch_size
         batches = order[:full].reshape(-1, self.batch_size)
-        return iter(np.concatenate([rng.permutation(batches).ravel(), order[full:]]).tolist())
+        return np.concatenate([rng.permutation(batches).ravel(), order[full:]])
+
+    def shares(self) -> list[int]:
+        """How many examples of each batch are this process's, from `first` on; 0 where there are too few for all."""
+        sizes = [min(self.batch_size, len(self.lengths) - start)
+                 for start in range(self.first * self.batch_size, len(self.lengths), self.batch_size)]
+        return [len(range(self.process, size, self.processes)) for size in sizes]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.order()
+        for start in range(self.first * self.batch_size, len(order), self.batch_size):
+            batch = order[start:start + self.batch_size].tolist()
+            yield batch[self.process::self.processes] or batch[:1]  # a share of 0 is one example all the same
 
 
 # The parts of a checkpoint. Tensors go into safetensors, all else into JSON, which keeps Python's floats exactly.
@@ -582,32 +718,54 @@ def load_optimizer(folder: str | Path, optimizer: Any, scheduler: Any) -> None:
     scheduler.load_state_dict(saved["scheduler"])
 
 
-def save_random_state(folder: Path) -> None:
-    """Write the state of Python's, numpy's and torch's random generators to random.safetensors and random.json."""
+def random_state() -> Any:
+    """The state of torch's random generators, the CPU's and the current GPU's, uint8 (bytes,)."""
     import torch
+
+    states = [torch.random.get_rng_state()]
+    return torch.cat([*states, torch.cuda.random.get_rng_state()] if torch.cuda.is_available() else states)
+
+
+def save_random_states(folder: Path, states: Any) -> None:
+    """Write random.safetensors, random_state() of each process, and random.json, Python's and numpy's of this one."""
     from safetensors.torch import save_file
 
-    tensors = {"cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.random.get_rng_state()
-    save_file(tensors, folder / "random.safetensors")
+    save_file({"torch": states}, folder / "random.safetensors")
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the generator that libraries draw from
     write_json(folder / "random.json", {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]})
 
 
-def load_random_state(folder: str | Path) -> None:
-    """Give the random number generators the state that save_random_state wrote."""
+def load_random_state(folder: str | Path, process: int) -> None:
+    """Give the random generators of a process the state that save_random_states wrote."""
     import torch
     from safetensors.torch import load_file
 
-    tensors, saved = load_file(Path(folder, "random.safetensors")), read_json(Path(folder, "random.json"))
+    state = load_file(Path(folder, "random.safetensors"))["torch"][process]
+    saved = read_json(Path(folder, "random.json"))
     version, internal, gauss = saved["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = saved["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    torch.random.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.random.set_rng_state(tensors["cuda"])
+    cpu_bytes = len(torch.random.get_rng_state())
+    torch.random.set_rng_state(state[:cpu_bytes].clone())  # torch 2.13 reads from the start of the storage: no views
+    if len(state) > cpu_bytes and torch.cuda.is_available():
+        torch.cuda.random.set_rng_state(state[cpu_bytes:].clone())
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. One that is not whole (printed) is left out: a broken disk or copy."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = []
+    for checkpoint in found:
+        marker = checkpoint / COMPLETE
+        sizes = read_json(marker) if marker.is_file() else {}
+        broken = [name for name, size in sizes.items()
+                  if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size != size]
+        if broken or not sizes:
+            print(f"{checkpoint} is not whole ({', '.join(broken) or f'no {COMPLETE}'}): passed over")
+        else:
+            whole.append(checkpoint)
+    return whole
 
 
 # =====================================================================================================================
@@ -2380,11 +2538,12 @@ def choose_precision(wanted: str) -> str:
 
 
 def pick_device() -> Any:
-    """The first GPU, Apple's GPU, or the CPU."""
+    """The GPU (the first one; of several processes each has its own), Apple's GPU, or the CPU."""
     import torch
 
-    accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-    return torch.device(next((name for name, there in accelerators if there), "cpu"))
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def device_name(device: Any) -> str:
@@ -2404,30 +2563,125 @@ class Outputs:
 
     logits: np.ndarray  # float32 (items, ...), what kind.predict takes; an item is an example, or a window of one
     vectors: np.ndarray  # float32 (examples, size): what the head's last layer sees, of an example's first item
+    loss: float | None  # mean over the items, where it was asked for
     seconds: float  # of the forward passes, copies to the host included
 
 
-def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, precision: str) -> Outputs:
-    """Run the model over the data set, the longest items first: memory shows at once whether it suffices."""
+def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, precision: str,
+            after_batch: Callable[[], None] | None = None, loss: Callable[[Any, Any], Any] | None = None) -> Outputs:
+    """Run the model over the data set, the longest items first: memory shows at once whether it suffices.
+
+    Where it does not, batches are halved. Several processes take turns at the batches, and each returns the whole.
+
+    Args:
+        model, dataset, kind: they belong together.
+        batch_size: items per forward pass.
+        precision: fp32, fp16 or bf16.
+        after_batch: called after each.
+        loss: (outputs, labels) -> the summed loss of a batch.
+    """
+    import torch
+
+    process, processes = launched()
     order = np.argsort(-dataset.lengths, kind="stable")
-    bar = progress_bar(len(dataset), "prediction", unit="example")
-    start = time.perf_counter()
-    for first in range(0, len(order), batch_size):
-        rows = order[first:first + batch_size]
-        batch_logits, batch_vectors = forward(model, dataset.collate([dataset[i] for i in rows]), kind, precision)
-        if first == 0:  # the longest batch: where there are logits per token, no later one has more
-            logits = np.zeros((len(dataset), *batch_logits.shape[1:]), dtype=np.float32)
-            vectors = np.zeros((len(dataset), batch_vectors.shape[1]), dtype=np.float32)
-        logits[rows, :batch_logits.shape[1]], vectors[rows] = batch_logits, batch_vectors
+    batches = [order[first:first + batch_size] for first in range(0, len(order), batch_size)]
+    todo, running = deque(batches[process::processes]), None
+    _, tensors = forward(model, dataset.collate([dataset[order[0]]]), kind, precision)  # the longest, for the shapes
+    arrays = [scratch_array((len(dataset), *tensor.shape[1:])) for tensor in tensors]
+    total = torch.zeros((), device=model.device)
+
+    def keep(rows: np.ndarray, tensors: list[Any]) -> None:
+        for array, tensor in zip(arrays, tensors, strict=True):
+            part = tensor.cpu().numpy()
+            array[(rows, *map(slice, part.shape[1:]))] = part  # logits per token: fewer in a batch of shorter items
+
+    bar, start = progress_bar(sum(map(len, todo)), "prediction", unit="example"), time.perf_counter()
+    while todo:
+        rows = todo.popleft()
+        batch = dataset.collate([dataset[i] for i in rows])
+        try:
+            outputs, tensors = forward(model, batch, kind, precision)
+            if loss is not None:
+                total += loss(outputs, batch["labels"].to(model.device))
+        except RuntimeError as error:
+            halve_batches(error, rows, todo)
+            continue
+        if running is not None:  # copied to the host while the device computes the next batch
+            keep(*running)
+        running = rows, tensors
         bar.update(len(rows))
+        if after_batch is not None:
+            after_batch()
+    if running is not None:
+        keep(*running)
+    sum_over_processes([*arrays, total], model.device)
     seconds = time.perf_counter() - start
     bar.close()
+    logits, vectors = arrays
     _, first_items = np.unique(dataset.examples, return_index=True)
-    return Outputs(logits, vectors[first_items], seconds)
+    return Outputs(logits, vectors if len(first_items) == len(vectors) else vectors[first_items],
+                   None if loss is None else total.item() / len(dataset), seconds)
 
 
-def forward(model: Any, batch: dict[str, Any], kind: Any, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (what kind.collect returns) and head vectors, float32 (batch, hidden size), of one batch, on the host.
+def launched() -> tuple[int, int]:
+    """Number of this process and of all processes that torchrun or accelerate launch started; (0, 1) without them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first of several processes run the block before the others do: they find what it downloaded and wrote."""
+    if launched()[1] == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState(cpu=pick_device().type == "cpu").main_process_first():
+        yield
+
+
+def sum_over_processes(arrays: list[Any], device: Any, rows: int = 8192) -> None:
+    """Replace each array or tensor by the sum of those of all processes, `rows` rows of an array at a time."""
+    import torch
+    from torch import distributed
+
+    for array in arrays if launched()[1] > 1 else ():
+        if isinstance(array, torch.Tensor):
+            distributed.all_reduce(array)
+            continue
+        for first in range(0, len(array), rows):
+            part = torch.from_numpy(array[first:first + rows]).to(device)
+            distributed.all_reduce(part)
+            array[first:first + rows] = part.cpu().numpy()
+
+
+def scratch_array(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 zeros in a file without a name: of 100,000 examples' vectors no more than the used part is in memory."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(4 * math.prod(shape))
+        return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+
+
+def halve_batches(error: RuntimeError, batch: Any, todo: deque[Any]) -> None:
+    """Put `batch` back and cut every batch of `todo` in two, if `error` says that memory did not suffice; else raise.
+
+    Raises UserError where the batch is a single example.
+    """
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if not should_reduce_batch_size(error):
+        raise error
+    if len(batch) == 1:
+        raise UserError("out of memory with a single example in the batch; take a smaller model, shorter inputs or "
+                        "--precision bf16") from error
+    halves = [part for whole in [batch, *todo] for part in (whole[:len(whole) // 2], whole[len(whole) // 2:])]
+    todo.clear()
+    todo.extend(part for part in halves if len(part))
+    print(f"out of memory with {len(batch)} examples in a batch; going on with half of that")
+
+
+def forward(model: Any, batch: dict[str, Any], kind: Any, precision: str) -> tuple[Any, list[Any]]:
+    """The model's outputs of one batch; logits (what kind.collect returns) and head vectors, float32 (batch, size).
 
     The vector is the input of the head's last linear layer; where that is one per token, the token that the head reads.
     """
@@ -2442,9 +2696,9 @@ def forward(model: Any, batch: dict[str, Any], kind: Any, precision: str) -> tup
         with torch.inference_mode(), torch.autocast(
                 model.device.type, dtypes.get(precision), enabled=precision in dtypes):
             outputs = model(**inputs)
+            return outputs, [kind.collect(outputs, inputs), kind.head_vectors(seen[0], inputs).float()]
     finally:
         hook.remove()
-    return kind.collect(outputs, inputs).cpu().numpy(), kind.head_vectors(seen[0], inputs).float().cpu().numpy()
 
 
 def head_layer(model: Any) -> tuple[str, Any]:
@@ -2550,8 +2804,9 @@ def as_text(table: pd.DataFrame) -> str:
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     """Turn what users can get wrong into one line on stderr and an exit code.
 
-    2: bad input (UserError); 1: the loss was not finite (FloatingPointError); 130: stopped by Ctrl-C or SIGTERM
-    (TrainingStopped, KeyboardInterrupt). Anything else is our own mistake and keeps its traceback.
+    2: bad input (UserError); 1: the loss was not finite (FloatingPointError), or another process of the run ended; 130:
+    stopped by Ctrl-C or SIGTERM (TrainingStopped, KeyboardInterrupt). Anything else is our own mistake and keeps its
+    traceback.
     """
 
     @functools.wraps(main)
@@ -2564,9 +2819,14 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             code, message = 1, str(error)
         except TrainingStopped as error:
             code, message = 130, str(error)
+        except RuntimeError as error:
+            if launched()[1] == 1 or not re.search(LOST_PROCESS, str(error)):
+                raise
+            code, message = 1, "another process of this run ended; start again, a training with --resume"
         except KeyboardInterrupt:
             code, message = 130, "stopped"
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        if code != 130 or launched()[0] == 0:  # a stop is the same in all processes
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         return code
 
     return run
@@ -2660,6 +2920,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left half written in `folder`."""
+    for path in folder.glob(".[0-9]*-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

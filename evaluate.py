@@ -7,6 +7,7 @@ Writes predictions.csv, metrics.csv, confusion.csv and .png, timing.csv and hidd
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -39,14 +40,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Load the run, predict, score, write, print; returns the exit code."""
     args = build_parser().parse_args(argv)
-    folder, run = find_run(args)
-    data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
-    folder, run = adopt(folder, run, data)
-    test, outputs, timing = predict(args, run, data)
-    predictions = write_predictions(folder, data, test, outputs)
-    metrics = write_metrics(folder, run, data, predictions)
-    common.write_csv(folder / "timing.csv", timing)
-    print_summary(folder, run, data, metrics, timing)
+    is_first = common.launched()[0] == 0
+    with contextlib.redirect_stdout(sys.stdout if is_first else None):  # one of several processes speaks and writes
+        folder, run = find_run(args)
+        with common.first_process_first():
+            data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
+            folder, run = adopt(folder, run, data)
+        test, outputs, timing = predict(args, run, data)
+        if is_first:
+            predictions = write_predictions(folder, data, test, outputs)
+            metrics = write_metrics(folder, run, data, predictions)
+            common.write_csv(folder / "timing.csv", timing)
+            print_summary(folder, run, data, metrics, timing)
     return 0
 
 
@@ -112,7 +117,7 @@ def latencies(model: Any, test: common.TokenDataset, kind: Any, precision: str) 
     seconds = []
     for batch in [*singles[:3], *singles]:
         start = time.perf_counter()
-        common.forward(model, batch, kind, precision)  # its copy to the host waits for the device
+        common.forward(model, batch, kind, precision)[1][0].cpu()  # the copy to the host waits for the device
         seconds.append(time.perf_counter() - start)
     return np.array(seconds[-count:]) * 1000
 

@@ -8,6 +8,7 @@ The loop is CustomTrainer in common.py. What is written stands in runs/<dataset>
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -111,9 +112,11 @@ def main(argv: list[str] | None = None) -> int:
         print(common.as_text(common.catalog_table()))
         return 0
     complete(args)
-    seeds = args.seeds or [args.seed]
-    for args.seed in seeds:
-        train(args, argv if argv is not None else sys.argv[1:])
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of several processes each would warn of what does no harm
+    with contextlib.redirect_stdout(sys.stdout if common.launched()[0] == 0 else None):  # one process speaks
+        for seed in args.seeds or [args.seed]:
+            args.seed = seed
+            train(args, argv if argv is not None else sys.argv[1:])
     return 0
 
 
@@ -127,8 +130,10 @@ def complete(args: argparse.Namespace) -> None:
         raise UserError("give --resume or --overwrite, not both")
     if args.run and args.seeds:
         raise UserError("--run names one folder; it can't hold several --seeds")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("the loop is for one process and one GPU; start train.py without torchrun or accelerate launch")
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if sharded:
+        raise UserError(f"the loop does not shard a model ({sharded[0]}): use accelerate's MULTI_GPU or MULTI_CPU; "
+                        "where the model does not fit, --lora-rank, --gradient-checkpointing or a smaller --model help")
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
         raise UserError(f"--report-to {args.report_to} needs that package: pip install {args.report_to}")
     toy = args.sample and not args.model
@@ -140,48 +145,62 @@ def complete(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, argv: list[str]) -> None:
     """One run: data, model, loop, model/ and run.json."""
-    folder = common.run_folder(args)
-    checkpoint = open_folder(folder, args)
-    data = common.load_data(args)
-    report_data(data, args)
-    tokenizer, model = load(args, data, checkpoint)
+    folder, is_first = common.run_folder(args), common.launched()[0] == 0
+    with common.first_process_first():
+        checkpoint = resume_from(folder, args) if args.resume else None
+        if is_first and not args.resume:
+            make_room(folder, args)
+        if is_first:
+            common.remove_leftovers(folder)
+    with common.first_process_first():
+        data = common.load_data(args)
+        report_data(data, args)
+        tokenizer, model = load(args, data, checkpoint)
     args.max_length = common.usable_length(tokenizer, model, args.max_length or data.task["max_length"])
     run = describe(args, argv, data, model)
-    common.write_json(folder / "run.json", run)
-    write_train_texts(folder, data)
+    if is_first:
+        common.write_json(folder / "run.json", run)
+        write_train_texts(folder, data)
 
     log = common.RunLog(folder, args.save_steps)
     trainer = build_trainer(args, log, data, tokenizer, model)
     start = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.accelerator.wait_for_everyone()  # all have loaded the best epoch: its checkpoint can go
     finally:
         log.close()
-    finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
+    if is_first:
+        finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
 
 
-def open_folder(folder: Path, args: argparse.Namespace) -> Path | None:
-    """Make the run folder ready; returns the checkpoint to go on from, or None. UserError: something is in the way."""
+def resume_from(folder: Path, args: argparse.Namespace) -> Path:
+    """The checkpoint to go on from, the newest that is whole; UserError where there is none or the flags differ."""
     before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if args.resume:
-        if before is None or before["finished"] or not checkpoints:
-            state = "holds a finished run" if before and before["finished"] else "holds no checkpoint"
-            raise UserError(f"nothing to resume: {folder} {state}; leave --resume out")
-        args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
-        changed = [name for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))]
-        if changed:
-            differences = (f"--{name.replace('_', '-')} {before['args'][name]}, now {getattr(args, name)}"
-                           for name in changed)
-            raise UserError(f"--resume goes on with the run's own flags; these differ: {'; '.join(differences)}")
-        return checkpoints[-1]
+    checkpoints = common.whole_checkpoints(folder) if before and not before["finished"] else []
+    if not checkpoints:
+        state = "holds a finished run" if before and before["finished"] else "holds no checkpoint"
+        raise UserError(f"nothing to resume: {folder} {state}; leave --resume out")
+    args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
+    changed = {f"--{name.replace('_', '-')}": (before["args"][name], getattr(args, name))
+               for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))}
+    if before["hardware"]["processes"] != common.launched()[1]:  # the order of the examples hangs on it
+        changed["the number of processes"] = before["hardware"]["processes"], common.launched()[1]
+    if changed:
+        differences = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changed.items())
+        raise UserError(f"--resume goes on with the run's own flags; these differ: {differences}")
+    return checkpoints[-1]
+
+
+def make_room(folder: Path, args: argparse.Namespace) -> None:
+    """Make the run folder ready for a new run; UserError: one is in the way, and --overwrite was not given."""
+    before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
     if before and not args.overwrite:
         state = "a finished" if before["finished"] else "an unfinished"
         raise UserError(f"{folder} holds {state} run; --overwrite replaces it" + (
             "" if before["finished"] else ", --resume goes on with it"))
     if before:
         remove_old_run(folder)
-    return None
 
 
 def remove_old_run(folder: Path) -> None:
@@ -242,7 +261,8 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
             "layers": config.num_hidden_layers, "revision": getattr(config, "_commit_hash", None),
             "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
             "vector": f"the input of {common.head_layer(model)[0]}, the head's last layer"},
-        "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision},
+        "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,
+                     "processes": common.launched()[1]},
         "versions": common.versions()}
 
 
@@ -313,7 +333,7 @@ def build_trainer(args: argparse.Namespace, log: Any, data: Data, tokenizer: Any
         class_weights=class_weights(args, data), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # RunLog's lines say it
     if args.lr_scheduler_type == "step":
-        batches = math.ceil(len(train_set) / args.per_device_train_batch_size)
+        batches = math.ceil(len(train_set) / args.per_device_train_batch_size / common.launched()[1])
         updates = math.ceil(batches / args.gradient_accumulation_steps)
         trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), updates, args.step_gamma)
     return trainer

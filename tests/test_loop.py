@@ -37,12 +37,31 @@ for _name in EVENTS:
     setattr(Recorder, _name, _record(_name))
 
 
+class OurOrder(torch.utils.data.Sampler):
+    """The order of LengthGroupedBatches as a sampler of single examples, which Trainer cuts into batches itself."""
+
+    def __init__(self, data, batch_size, seed):
+        self.batches = common.LengthGroupedBatches(data.lengths, batch_size, seed, data.window)
+
+    def set_epoch(self, epoch):
+        self.batches.start(epoch)
+
+    def __len__(self):
+        return len(self.batches.lengths)
+
+    def __iter__(self):
+        return iter(self.batches.order().tolist())
+
+
 class StockTrainer(Trainer):
     """Trainer as it is, with our order of the examples, so that only the loops differ."""
 
     def _get_train_sampler(self, train_dataset=None):
-        data = self.train_dataset
-        return common.LengthGroupedOrder(data.lengths, self._train_batch_size, self.args.seed, data.window)
+        return OurOrder(self.train_dataset, self._train_batch_size, self.args.seed)
+
+    def evaluate(self, *args, **kwargs):
+        with torch.random.fork_rng():  # Trainer's evaluation draws a random number, ours none
+            return super().evaluate(*args, **kwargs)
 
 
 class StockTrainerWithMean(StockTrainer):
@@ -75,7 +94,7 @@ def test_equals_stock_trainer_bit_for_bit(tmp_path):
     b = train(StockTrainer, tmp_path / "b", callbacks=[stock])
     assert torch.equal(weights(a), weights(b))
     assert logs(a, "loss", "grad_norm", "learning_rate") == logs(b, "loss", "grad_norm", "learning_rate")
-    assert logs(a, "eval_loss") == logs(b, "eval_loss")
+    assert np.allclose(logs(a, "eval_loss"), logs(b, "eval_loss"), rtol=1e-6)  # ours takes the longest examples first
     assert ours.events == stock.events
     assert len(logs(a, "loss")) == 30
 
@@ -88,7 +107,7 @@ def test_equals_stock_trainer_with_other_arguments(tmp_path, changes):
     a, b = (train(trainer, tmp_path / trainer.__name__, **changes) for trainer in (CustomTrainer, StockTrainer))
     assert torch.equal(weights(a), weights(b))
     assert a.state.global_step == b.state.global_step
-    assert logs(a, "eval_loss") == logs(b, "eval_loss")
+    assert np.allclose(logs(a, "eval_loss"), logs(b, "eval_loss"), rtol=1e-6)
 
 
 def test_accumulation_equals_stock_trainer_with_the_right_scale(tmp_path):
@@ -103,10 +122,10 @@ def test_accumulation_equals_stock_trainer_with_the_right_scale(tmp_path):
 def test_accumulation_equals_one_large_batch(tmp_path, examples):
     def order(self):
         rng = np.random.default_rng((self.seed, self.epoch))
-        return iter(rng.permutation(len(self.lengths)).tolist())
+        return rng.permutation(len(self.lengths))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common.LengthGroupedOrder, "__iter__", order)  # the same examples in each update
+        patch.setattr(common.LengthGroupedBatches, "order", order)  # the same examples in each update
         many = train(CustomTrainer, tmp_path / "a", dropout=0.0, examples=examples, gradient_accumulation_steps=4)
         one = train(CustomTrainer, tmp_path / "b", dropout=0.0, examples=examples, per_device_train_batch_size=16)
     assert (weights(many) - weights(one)).abs().max() < 1e-5
@@ -123,9 +142,9 @@ def test_stock_trainer_is_k_times_too_large(tmp_path):
 
 
 def comparable_tables(trainer):
-    """history.csv and steps.csv without the two columns that hold clock readings."""
+    """history.csv and steps.csv, as text, without the two columns that hold clock readings."""
     history = common.history_table(trainer.state.log_history).drop(columns=["seconds", "samples_per_second"])
-    return history.to_dict("records"), common.steps_table(trainer.state.log_history).to_dict("records")
+    return history.to_csv(), common.steps_table(trainer.state.log_history).to_csv()
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -190,6 +209,86 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path
     assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
 
 
+class OutOfMemory:
+    """Stands in for a model's forward: micro-batches of more than `limit` examples do not fit from call `first` on."""
+
+    def __init__(self, model, limit, first=0):
+        self.forward, self.limit, self.first, self.sizes = model.forward, limit, first, []
+
+    def __call__(self, *args, **inputs):
+        self.sizes.append(len(inputs["input_ids"]))
+        if self.sizes[-1] > self.limit and len(self.sizes) > self.first:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.forward(*args, **inputs)
+
+
+@pytest.mark.parametrize(("accumulation", "first"), [(1, 0), (3, 4)])  # at once; in the middle of the second update
+def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp_path, capsys, accumulation, first):
+    settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "eval_strategy": "no"}
+    whole = train(CustomTrainer, tmp_path / "a", dropout=0.0, **settings)
+    model, data = make_model(0.0), make_dataset()
+    model.forward = forward = OutOfMemory(model, limit=1, first=first)
+    cut = CustomTrainer(model=model, args=make_arguments(tmp_path / "b", **settings), data_collator=data.collate,
+                        train_dataset=data)
+    cut.train()
+    assert cut.cuts == 4
+    assert max(forward.sizes[first + 3:]) == 1
+    assert (weights(cut) - weights(whole)).abs().max() < 1e-5
+    for names in (("loss", "grad_norm"), ("epoch_train_loss", "epoch_train_accuracy")):
+        assert np.allclose(logs(cut, *names), logs(whole, *names), rtol=1e-4)
+    assert "out of memory with 4 examples in a micro-batch: going on with 2" in capsys.readouterr().out
+
+
+def test_one_example_that_does_not_fit_ends_the_run(tmp_path):
+    model, data = make_model(), make_dataset()
+    model.forward = OutOfMemory(model, limit=0)
+    trainer = CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"),
+                            data_collator=data.collate, train_dataset=data)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
+
+
+def test_prediction_halves_batches_that_do_not_fit(capsys):
+    model, data, kind = make_model(), make_dataset(), common.KINDS["classification"]
+    whole = common.predict(model, data, kind, 16, "fp32")
+    model.forward = forward = OutOfMemory(model, limit=5)
+    halved = common.predict(model, data, kind, 16, "fp32")
+    assert np.allclose(whole.logits, halved.logits, atol=1e-6)
+    assert np.allclose(whole.vectors, halved.vectors, atol=1e-6)
+    assert forward.sizes[:4] == [1, 16, 8, 4]
+    assert "going on with half of that" in capsys.readouterr().out
+
+
+def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
+    model, data = make_model(), make_dataset()
+
+    def forward(*_args, **_inputs):
+        raise RuntimeError("shapes do not match")
+
+    model.forward = forward
+    trainer = CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"),
+                            data_collator=data.collate, train_dataset=data)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.train()
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        common.predict(model, data, common.KINDS["classification"], 16, "fp32")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, capsys, damage):
+    train(CustomTrainer, tmp_path, save_strategy="epoch")
+    assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20",
+                                                                        "checkpoint-30"]
+    last = tmp_path / "checkpoint-30"
+    weights_file = last / "model.safetensors"
+    if damage == "truncated":
+        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    else:
+        (weights_file if damage == "missing" else last / common.COMPLETE).unlink()
+    assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
+    assert f"{last} is not whole" in capsys.readouterr().out
+
+
 def test_checkpoint_holds_no_pickle(tmp_path):
     train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -249,33 +348,46 @@ def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: (
             waits.append((_n, "".join(frame.function for frame in inspect.stack()[1:2]))), _o(self, *a, **k))[1])
     train(CustomTrainer, tmp_path, logging_steps=1000, eval_strategy="no", num_train_epochs=1)
-    in_loop = [wait for wait in waits if wait[1] in ("_inner_training_loop", "compute_loss", "_add_to_sums")]
-    assert not in_loop
+    in_loop = {"_inner_training_loop", "compute_loss", "_sums", "_add_to_sums", "_cut", "_examples_of_update"}
+    assert not [wait for wait in waits if wait[1] in in_loop]
     assert ("item", "_log_evaluate_save") in waits or ("tolist", "_close_epoch") in waits  # the probe works
 
 
-class TestLengthGroupedOrder:
-    def order(self, seed=1, epoch=0, window=50, examples=1003):
+class TestLengthGroupedBatches:
+    def batches(self, seed=1, epoch=0, window=50, examples=1003, first=0, process=0, processes=1):
         lengths = np.random.default_rng(0).integers(3, 100, size=examples)
-        sampler = common.LengthGroupedOrder(lengths, 16, seed, window)
-        sampler.set_epoch(epoch)
-        return lengths, list(sampler)
+        batches = common.LengthGroupedBatches(lengths, 16, seed, window, process, processes)
+        batches.start(epoch, first)
+        return batches
 
     def test_every_example_once_and_a_function_of_seed_and_epoch(self):
-        _, order = self.order()
-        assert sorted(order) == list(range(1003))
-        assert order == self.order()[1]
-        assert order != self.order(epoch=1)[1] != self.order(seed=2)[1]
+        found = list(self.batches())
+        assert sorted(example for batch in found for example in batch) == list(range(1003))
+        assert [len(batch) for batch in found] == [16] * 62 + [11]
+        assert found == list(self.batches())
+        assert found != list(self.batches(epoch=1)) != list(self.batches(seed=2))
+
+    def test_begins_where_a_run_stopped(self):
+        assert list(self.batches(first=40)) == list(self.batches())[40:]
 
     def test_batches_hold_like_lengths(self):
         def padding(window):
-            lengths, order = self.order(window=window)
-            batches = [lengths[order[i:i + 16]] for i in range(0, 1003, 16)]
-            return sum(len(batch) * batch.max() for batch in batches) / lengths.sum()
+            batches = self.batches(window=window)
+            lengths = batches.lengths
+            return sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum()
         assert padding(50) < 1.1 < 1.5 < padding(1)
 
     def test_fewer_examples_than_a_batch(self):
-        assert sorted(self.order(examples=5)[1]) == list(range(5))
+        assert sorted(next(iter(self.batches(examples=5)))) == list(range(5))
+
+    @pytest.mark.parametrize("examples", [1003, 994, 3])  # the last batch has 11, 2 and 3 examples for four processes
+    def test_processes_share_each_batch(self, examples):
+        whole = list(self.batches(examples=examples))
+        parts = [self.batches(examples=examples, process=process, processes=4) for process in range(4)]
+        for batch, *shares in zip(whole, *(zip(part, part.shares(), strict=True) for part in parts), strict=True):
+            counted = [example for found, count in shares for example in found[:count]]
+            assert sorted(counted) == sorted(batch)
+            assert all(len(found) == max(count, 1) for found, count in shares)
 
 
 # What we take from Trainer's inside, with the parameters that we rely on; a new version has to be read again.
@@ -287,7 +399,8 @@ PRIVATE = {
     "_determine_best_metric": "metrics trial", "_get_output_dir": "trial", "_get_learning_rate": "",
     "_prepare_inputs": "inputs", "set_initial_training_values": "args dataloader",
     "_save_checkpoint": "model trial", "_load_optimizer_and_scheduler": "checkpoint", "_load_scaler": "checkpoint",
-    "_load_rng_state": "checkpoint", "_get_train_sampler": "train_dataset",
+    "_load_rng_state": "checkpoint", "get_train_dataloader": "",
+    "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
     "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
 
 
@@ -299,15 +412,26 @@ def test_trainers_helpers_are_as_we_know_them(name):
 
 
 def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
+    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
     import datasets
+    from transformers import DefaultDataCollator
 
     rng = np.random.default_rng(0)
     rows = datasets.Dataset.from_dict({
-        "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(20)], "label": [0, 1] * 10})
-    from transformers import DefaultDataCollator
-    trainer = CustomTrainer(model=make_model(), train_dataset=rows, data_collator=DefaultDataCollator(),
-                            args=make_arguments(tmp_path, eval_strategy="no", remove_unused_columns=True))
-    output = trainer.train()
-    assert output.global_step == 15
-    assert math.isfinite(output.training_loss)
-    assert json.dumps(output.metrics)
+        "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(22)], "label": [0, 1] * 11,
+        "unused": ["text"] * 22})
+    recorders, trainers = [Recorder(), Recorder()], []
+    for trainer_class, recorder in zip((CustomTrainer, Trainer), recorders, strict=True):
+        arguments = make_arguments(tmp_path / trainer_class.__name__, remove_unused_columns=True)
+        trainers.append(trainer_class(model=make_model(), args=arguments, train_dataset=rows, eval_dataset=rows,
+                                      data_collator=DefaultDataCollator(), callbacks=[recorder]))
+        output = trainers[-1].train()
+        assert output.global_step == 18
+        assert math.isfinite(output.training_loss)
+        assert json.dumps(output.metrics)
+    ours, stock = trainers
+    assert torch.equal(weights(ours), weights(stock))
+    for names in (("loss", "grad_norm", "learning_rate"), ("eval_loss",)):
+        assert logs(ours, *names) == logs(stock, *names)
+    assert recorders[0].events == recorders[1].events
+    assert ours.predict(rows).predictions.tolist() == stock.predict(rows).predictions.tolist()
