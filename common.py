@@ -2466,6 +2466,21 @@ def build_sample_model(data: Data, dropout: float | None = None) -> tuple[Any, A
     return tokenizer, getattr(transformers, kind.auto_class).from_config(config)
 
 
+def add_lora(model: Any, rank: int) -> Any:
+    """The model with its weights frozen but for the head, and matrices of `rank` beside each linear layer of the rest.
+
+    LoRA (Hu et al. 2022, arXiv 2106.09685, section 4.1) by the package peft; scaled by 2, no dropout. Prints its size.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    head = [name for name, module in model.named_children()
+            if name != model.base_model_prefix and next(module.parameters(), None) is not None]
+    lora = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear",
+                                            modules_to_save=head, exclude_modules=head))
+    print("LoRA: {:,} of {:,} parameters are trained".format(*lora.get_nb_trainable_parameters()))
+    return lora
+
+
 def word_tokenizer(texts: Iterable[str]) -> Any:
     """A lower-casing tokenizer whose vocabulary is the words and marks of `texts`, the most frequent ones first."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

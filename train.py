@@ -33,7 +33,8 @@ FIXED_ON_RESUME = (
     "dataset", "model", "seed", "sample", "text_column", "label_column", "train_per_class", "max_train_samples",
     "max_eval_samples", "max_images", "max_length", "dropout", "class_weights", "learning_rate", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "weight_decay", "warmup_steps",
-    "lr_scheduler_type", "step_gamma", "optim", "precision", "group_by_length", "early_stopping_patience")
+    "lr_scheduler_type", "step_gamma", "optim", "precision", "group_by_length", "early_stopping_patience",
+    "lora_rank")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,6 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
                        help="auto: bf16 or fp16 where the hardware has it natively, else fp32")
     group.add_argument("--group-by-length", action=argparse.BooleanOptionalAction, default=True,
                        help="put examples of like length into one batch")
+    group.add_argument("--lora-rank", type=common.positive_int, metavar="R",
+                       help="train the head, and matrices of rank R beside the frozen layers (LoRA, Hu et al. 2022): "
+                       "less memory; needs the package peft; off: train all weights")
+    group.add_argument("--activation-checkpointing", action="store_true",
+                       help="compute activations again in the backward pass instead of keeping them (gradient "
+                       "checkpointing): less memory, slower, the same result")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile the model: minutes at the start, faster steps on a GPU")
 
     group = parser.add_argument_group("run")
     group.add_argument("--seeds", type=common.non_negative_int, nargs="+", metavar="N", help="train once per seed")
@@ -133,9 +142,10 @@ def complete(args: argparse.Namespace) -> None:
     sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if sharded:
         raise UserError(f"the loop does not shard a model ({sharded[0]}): use accelerate's MULTI_GPU or MULTI_CPU; "
-                        "where the model does not fit, --lora-rank, --gradient-checkpointing or a smaller --model help")
-    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        raise UserError(f"--report-to {args.report_to} needs that package: pip install {args.report_to}")
+                        "where the model does not fit, try --lora-rank, --activation-checkpointing, a smaller --model")
+    for flag, package in (("--report-to", args.report_to), ("--lora-rank", "peft" if args.lora_rank else "none")):
+        if package != "none" and not importlib.util.find_spec(package):
+            raise UserError(f"{flag} needs the package {package}: pip install {package}")
     toy = args.sample and not args.model
     args.model = args.model or (common.SAMPLE_MODEL if args.sample else common.DEFAULT_MODEL)
     args.seed = common.DEFAULT_SEED if args.seed is None else args.seed
@@ -158,6 +168,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> None:
         tokenizer, model = load(args, data, checkpoint)
     args.max_length = common.usable_length(tokenizer, model, args.max_length or data.task["max_length"])
     run = describe(args, argv, data, model)
+    if args.lora_rank:
+        model = common.add_lora(model, args.lora_rank)
     if is_first:
         common.write_json(folder / "run.json", run)
         write_train_texts(folder, data)
@@ -234,12 +246,16 @@ def report_data(data: Data, args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, data: Data, checkpoint: Path | None) -> tuple[Any, Any]:
-    """Tokenizer and model: the checkpoint's, the one of --sample, or --model's; the head starts from --seed."""
+    """Tokenizer and model: the checkpoint's, the one of --sample, or --model's; the head starts from --seed.
+
+    With --lora-rank a checkpoint holds the trained matrices alone, which Trainer loads into the model that it began
+    with.
+    """
     from transformers import set_seed
 
     common.quiet_transformers()
     set_seed(args.seed)
-    if checkpoint:
+    if checkpoint and not args.lora_rank:
         return common.load_model(str(checkpoint), data.task, args.dropout)
     if args.model == common.SAMPLE_MODEL:
         return common.build_sample_model(data, args.dropout)
@@ -257,7 +273,8 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
         "sample": args.sample, "command": shlex.join(["python", "train.py", *argv]),
         "args": as_json(vars(args)), "task": data.task, "data": data.record,
         "model_info": {
-            "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
+            "type": config.model_type, "parameters": model.num_parameters(),
+            "hidden_size": config.hidden_size,
             "layers": config.num_hidden_layers, "revision": getattr(config, "_commit_hash", None),
             "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
             "vector": f"the input of {common.head_layer(model)[0]}, the head's last layer"},
@@ -320,7 +337,8 @@ def build_trainer(args: argparse.Namespace, log: Any, data: Data, tokenizer: Any
         greater_is_better=kind.greater_is_better(task["metrics"][0]), logging_steps=args.logging_steps,
         logging_nan_inf_filter=False, report_to=args.report_to, disable_tqdm=True, remove_unused_columns=False,
         label_names=["labels"], restore_callback_states_from_checkpoint=True,
-        dataloader_pin_memory=torch.cuda.is_available())
+        dataloader_pin_memory=torch.cuda.is_available(), activation_checkpointing=args.activation_checkpointing,
+        torch_compile=args.compile)
     training_args._n_gpu = 1  # where there are several, Trainer would split each batch by DataParallel
     callbacks = [log]
     if args.keep_epochs:
@@ -355,8 +373,9 @@ def class_weights(args: argparse.Namespace, data: Data) -> Any:
 
 def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seconds: float) -> None:
     """Write model/ (the best epoch), learning_curve.png and the rest of run.json; delete the checkpoints."""
+    model = trainer.model.merge_and_unload() if run["args"]["lora_rank"] else trainer.model
     with common.folder_atomically(folder / "model") as temporary:
-        trainer.model.save_pretrained(temporary)
+        model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     history = common.history_table(trainer.state.log_history)
     metric = run["task"]["metrics"][0]

@@ -197,6 +197,59 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     assert (whole / "model" / "model.safetensors").read_bytes() == (part / "model" / "model.safetensors").read_bytes()
 
 
+def stop_at(monkeypatch, step):
+    """Have the next training stop after that step, as a signal would."""
+    def told(self, _args, _control):
+        self.signal = "a test" if self.bar.n == step else None
+        return self.signal
+
+    monkeypatch.setattr(common.RunLog, "_is_told_to_stop", told)
+
+
+class TestLora:
+    FLAGS = (*TRAIN, "--lora-rank", "4", "--activation-checkpointing")
+
+    @pytest.fixture(scope="class")
+    def lora_run(self, tmp_path_factory):
+        pytest.importorskip("peft")
+        folder = tmp_path_factory.mktemp("lora")
+        assert train.main([*self.FLAGS, "--run", str(folder)]) == 0
+        return folder
+
+    def test_trains_the_head_and_few_other_parameters(self, lora_run, tmp_path):
+        assert train.main([*TRAIN, "--run", str(tmp_path), "--learning-rate", "1e-30"]) == 0
+        from safetensors.numpy import load_file
+        before, after = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, lora_run))
+        assert before.keys() == after.keys()  # merged: a model like any other
+        changed = {name for name in before if not np.allclose(before[name], after[name], atol=1e-7)}
+        assert "classifier.weight" in changed
+        assert "bert.encoder.layer.0.attention.self.query.weight" in changed
+        assert not {name for name in changed if "embeddings" in name or "LayerNorm" in name}
+
+    def test_the_kept_epoch_scores_as_it_did_in_training(self, lora_run):
+        run = common.read_json(lora_run / "run.json")
+        data = common.load_data(train.build_parser().parse_args([*self.FLAGS]))
+        tokenizer, model = common.load_model(str(lora_run / "model"), data.task)
+        kind, validation = common.KINDS["classification"], data.splits["validation"]
+        rows = kind.encode(validation, data.task, tokenizer, 128)
+        outputs = common.predict(model, rows, kind, 32, "fp32")
+        accuracy = kind.predict(outputs.logits, validation, data.task)["correct"].mean()
+        assert accuracy == pytest.approx(run["training"]["best_score"])
+
+    def test_resumes_bit_for_bit(self, lora_run, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch:
+            stop_at(patch, 3)
+            assert train.main([*self.FLAGS, "--run", str(tmp_path)]) == 130
+        assert train.main([*self.FLAGS, "--run", str(tmp_path), "--resume"]) == 0
+        for name in ("model/model.safetensors", "steps.csv"):
+            assert (tmp_path / name).read_bytes() == (lora_run / name).read_bytes()
+
+    def test_without_the_package_is_one_line(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert train.main([*self.FLAGS, "--run", str(tmp_path)]) == 2
+        assert "--lora-rank needs the package peft: pip install peft" in capsys.readouterr().err
+
+
 class TestBadInput:
     def refused(self, capsys, script, flags, message, code=2):
         assert script.main([str(flag) for flag in flags]) == code
