@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="micro-batches per optimizer step")
     group.add_argument("--max-grad-norm", type=common.non_negative_float, default=1.0,
                        help="the gradient is scaled down to this L2 norm; 0: never")
-    group.add_argument("--optim", default="adamw_torch", help="optimizer",
-                       choices=["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+    group.add_argument("--optim", default="adamw_torch_fused", help="optimizer",
+                       choices=["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"])
     group.add_argument("--weight-decay", type=common.non_negative_float, default=0.0, help="AdamW's decay factor")
     group.add_argument("--lr-scheduler-type", default="linear",
                        choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "step"],
