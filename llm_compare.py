@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         if rank == 0:
             table = write_predictions(folder, form, predictions, questions, records)
             compare(folder, run, llm, form, predictions, table)
+            common.write_json(folder / "run.json", run | {"llm": describe(llm, args, len(questions))})
     return 0
 
 
@@ -596,6 +597,13 @@ def build_sample_llm(questions: list[Question], new_tokens: int) -> LLM:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     revision = hashlib.sha256("\n".join(texts).encode()).hexdigest()  # the prompts make its vocabulary
     return LLM(common.SAMPLE_MODEL, revision, "fp32", tokenizer, model, new_tokens)
+
+
+def describe(llm: LLM, args: argparse.Namespace, samples: int) -> dict[str, Any]:
+    """What run.json keeps of the LLM, and how it was asked."""
+    return {"name": llm.name, "revision": llm.revision, "type": llm.model.config.model_type,
+            "parameters": llm.model.num_parameters(), "precision": llm.precision, "mode": args.mode,
+            "shots": args.shots, "samples": samples}
 
 
 def announce(llm: LLM, questions: list[Question], args: argparse.Namespace) -> None:
