@@ -2525,6 +2525,22 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
+def model_card(name: str, revision: str | None) -> dict[str, Any]:
+    """Licence, languages, training data and base model by the model's card, the README.md beside its weights.
+
+    Empty where there is no card, in a folder or in the hub client's cache: nothing is fetched for it.
+    """
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    path = Path(name, "README.md") if Path(name).is_dir() else try_to_load_from_cache(
+        name, "README.md", revision=revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}
+    card = ModelCard(Path(path).read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True)
+    facts = card.data.to_dict()
+    return {key: facts[key] for key in ("license", "language", "datasets", "base_model") if facts.get(key)}
+
+
 def usable_length(tokenizer: Any, model: Any, wanted: int) -> int:
     """`wanted` tokens; UserError where the model has fewer positions."""
     positions = getattr(model.config, "max_position_embeddings", None) or wanted

@@ -267,15 +267,15 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
     device = common.pick_device()
     precision = common.choose_precision(args.precision)
     config = model.config
+    revision = getattr(config, "_commit_hash", None)
     print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
     return {
         "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
         "sample": args.sample, "command": shlex.join(["python", "train.py", *argv]),
         "args": as_json(vars(args)), "task": data.task, "data": data.record,
         "model_info": {
-            "type": config.model_type, "parameters": model.num_parameters(),
-            "hidden_size": config.hidden_size,
-            "layers": config.num_hidden_layers, "revision": getattr(config, "_commit_hash", None),
+            "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
+            "layers": config.num_hidden_layers, "revision": revision, "card": common.model_card(args.model, revision),
             "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
             "vector": f"the input of {common.head_layer(model)[0]}, the head's last layer"},
         "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,

@@ -162,3 +162,10 @@ def test_arguments_name_a_run(tmp_path):
     args = argparse.Namespace(run=None, dataset="mrpc", model="google-bert/bert-base-uncased", seed=3, sample=False,
                               runs_dir=tmp_path)
     assert common.run_folder(args) == tmp_path / "mrpc" / "google-bert--bert-base-uncased" / "seed3"
+
+
+def test_the_model_card_says_what_it_says(tmp_path):
+    assert common.model_card(str(tmp_path), None) == {}
+    assert common.model_card("nobody/nothing", "0" * 40) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage:\n- en\ntags: [x]\n---\n# A model\n")
+    assert common.model_card(str(tmp_path), None) == {"license": "mit", "language": ["en"]}
