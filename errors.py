@@ -41,6 +41,7 @@ from common import (
     unescape_formula,
     write_atomically,
     write_csv,
+    write_report,
 )
 
 # Columns of errors.csv. Those of COMPUTED are renewed by every call and llm_prediction is llm_compare.py's; all others
@@ -128,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     caption = f"{task['title']}; {run['model']}, seed {run['seed']}; {len(predictions)} samples{note}"
     write_rankings(folder, errors, sheet, caption)
     write_codebook(folder)
+    write_report(folder)
     how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
     print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}{note}")
     return 0

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             predictions = write_predictions(folder, data, test, outputs)
             metrics = write_metrics(folder, run, data, predictions)
             common.write_csv(folder / "timing.csv", timing)
+            common.write_report(folder)
             print_summary(folder, run, data, metrics, timing)
     return 0
 

@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             table = write_predictions(folder, form, predictions, questions, records)
             compare(folder, run, llm, form, predictions, table)
             common.write_json(folder / "run.json", run | {"llm": describe(llm, args, len(questions))})
+            common.write_report(folder)
     return 0
 
 

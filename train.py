@@ -392,6 +392,7 @@ def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seco
         shutil.rmtree(path)
     run["finished"] = datetime.datetime.now().isoformat(timespec="microseconds")
     common.write_json(folder / "run.json", run)
+    common.write_report(folder)
     print(f"best epoch: {run['training']['best_epoch']:g}, {metric} {scores[best]:.4f} on validation; "
           f"{run['training']['seconds'] / 60:.1f} min of training; written to {folder}")
 

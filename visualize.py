@@ -38,10 +38,12 @@ from common import (
     read_json,
     read_predictions,
     save_figure,
+    shorten,
     stratified_rows,
     text_columns,
     write_atomically,
     write_csv,
+    write_report,
 )
 
 EMBEDDING_COLUMNS = ["id", "x", "y", "gold", "predicted", "correct", "confidence"]
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     draw_learning_curve([folder, *args.runs], folder / "learning_curve.png")
     draw_epochs(folder, run)
     draw_embeddings(folder, run, args)
+    write_report(folder)
     return 0
 
 
@@ -397,12 +400,6 @@ def add_title(figure: Any, runs: list[dict[str, Any]], what: str, evaluated: int
     lines = [shorten(title, 140), f"{shorten(whose, 140)}: {what}"]
     lines += sorted({note for run in runs if (note := figure_note(run, evaluated))})
     figure.suptitle("\n".join(textwrap.fill(line, 72) for line in lines), fontsize=9)
-
-
-def shorten(text: str, length: int = 30) -> str:
-    """`text` on one line, cut to `length` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[:length - 1] + "…"
 
 
 def save(figure: Any, path: Path, note: str = "") -> None:

@@ -32,7 +32,8 @@ class TestRunFolder:
     def test_holds_the_files_of_the_contract_and_no_others(self, run_dir):
         assert {path.name for path in run_dir.iterdir()} == {
             "run.json", "train_texts.csv", "history.csv", "steps.csv", "learning_curve.png", "model", "predictions.csv",
-            "metrics.csv", "confusion.csv", "confusion.png", "timing.csv", "hidden_states.npz"}
+            "metrics.csv", "confusion.csv", "confusion.png", "timing.csv", "hidden_states.npz", "report_notes.md",
+            "report.md", "report.tex", "report.bib"}
 
     def test_run_json_says_how_it_came_about(self, run_dir):
         run = common.read_json(run_dir / "run.json")
