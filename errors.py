@@ -2,7 +2,7 @@
 
 python errors.py --dataset mrpc           after evaluate.py: writes errors.csv; fill in its columns cause and solution
 python errors.py --dataset mrpc           again: merges the sheet with what you wrote, ranks causes and solutions
-python errors.py --dataset mrpc --check   lists what is missing for handing in
+python errors.py --dataset mrpc --check   renews the report and lists what is missing for handing in
 """
 
 import argparse
@@ -55,6 +55,7 @@ RATE_COLUMNS = ["n_inside", "errors_inside", "error_rate_inside", "ci_low", "ci_
 RANKING_COLUMNS = ["rank", "name", "count", "share", "ci_low", "ci_high", "n_annotated", "n_errors"]
 MAX_INPUT = 32_000  # characters; a cell of Excel holds 32,767
 NEGATION = re.compile(r"\b(no|not|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['’]t\b", re.I)
+MORE_DATA = re.compile(r"(more|additional) (training )?(data|examples|samples)\W*")  # no solution by itself
 STRAIGHT_QUOTES = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
 
 CODEBOOK = """# Codebook of errors.csv
@@ -105,7 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_flags(parser)
     group = parser.add_argument_group("the sheet")
     group.add_argument("--n", type=positive_int, default=20, help="errors in the sheet; annotated ones always stay")
-    group.add_argument("--check", action="store_true", help="only list what is missing to hand in; exit code 1 if any")
+    group.add_argument("--check", action="store_true", help="only renew the report and list what is missing to hand "
+                       "in; exit code 1 if any")
     return parser
 
 
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     task = run["task"]
     predictions = load_predictions(folder, text_columns(task))
     if args.check:
+        write_report(folder)
         missing = missing_parts(folder, n_errors=int((~predictions["correct"]).sum()))
         print("\n".join(f"missing: {part}" for part in missing) or f"{folder}: nothing is missing")
         return 1 if missing else 0
@@ -485,25 +488,33 @@ def write_codebook(folder: Path) -> None:
 
 
 def missing_parts(folder: Path, n_errors: int) -> list[str]:
-    """What the run folder lacks for handing in, a line each."""
-    if not (folder / "errors.csv").is_file():
-        return ["errors.csv: run errors.py"]
-    sheet = read_sheet(folder / "errors.csv")
-    missing = []
+    """What the run folder lacks for handing in and how to mend it, a line each."""
+    missing = missing_in_sheet(folder, n_errors) if (folder / "errors.csv").is_file() else ["errors.csv: run errors.py"]
+    missing += [f"{name}: run visualize.py" for name in ("learning_curve.png", "embedding_*.png")
+                if not any(folder.glob(name))]
+    marks = re.findall(r"TO WRITE: ([^.]+)", (folder / "report.tex").read_text(encoding="utf-8"))
+    if marks:
+        missing.append(f"your text in report_notes.md: {'; '.join(marks)}")
+    return missing
+
+
+def missing_in_sheet(folder: Path, n_errors: int) -> list[str]:
+    """What errors.csv lacks, and the rankings of what is in it."""
+    sheet, missing = read_sheet(folder / "errors.csv"), []
     if len(sheet) < min(20, n_errors):
-        missing.append(f"rows in errors.csv: {len(sheet)}, where 20 are asked for and there are {n_errors} errors")
-    for column, whose in (("cause", "yours"), ("solution", "yours"), ("llm_prediction", "llm_compare.py's")):
-        empty = sheet["id"][sheet[column].str.strip() == ""].tolist()
+        missing.append(f"rows in errors.csv: {len(sheet)} of {n_errors} errors, 20 are asked for: run errors.py --n 20")
+    filled = {column: sheet[column].str.strip() != "" for column in ("cause", "solution", "llm_prediction")}
+    for column, how in (("cause", "fill it in"), ("solution", "fill it in"), ("llm_prediction", "run llm_compare.py")):
+        empty = sheet["id"][~filled[column]].tolist()
         if empty:
-            which = f": {', '.join(empty)}" if len(empty) < len(sheet) else ""
-            missing.append(f"{column} ({whose} to fill in) in {len(empty)} of {len(sheet)} rows{which}")
-    vague = sheet["id"][["more data" in names_in(cell) for cell in sheet["solution"]]].tolist()
+            which = f" ({', '.join(empty)})" if len(empty) < len(sheet) else ""
+            missing.append(f"{column} in {len(empty)} of {len(sheet)} rows of errors.csv{which}: {how}")
+    vague = sheet["id"][[bool(names) and all(map(MORE_DATA.fullmatch, names))
+                         for names in map(names_in, sheet["solution"])]].tolist()
     if vague:
-        missing.append(f"the kind of data where solution is only `more data`: {', '.join(vague)}")
-    if not (folder / "learning_curve.png").is_file():
-        missing.append("learning_curve.png: train.py writes it")
-    if not any((folder / f"embedding_{method}.png").is_file() for method in ("pca", "tsne")):
-        missing.append("embedding_pca.png or embedding_tsne.png: run visualize.py")
+        missing.append(f"the kind of data where solution is only `more data` ({', '.join(vague)}): name it")
+    missing += [f"error_{column}s.csv: run errors.py again" for column in ("cause", "solution")
+                if filled[column].any() and not (folder / f"error_{column}s.csv").is_file()]
     return missing
 
 

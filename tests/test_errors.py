@@ -281,28 +281,38 @@ def test_rankings_of_an_annotated_sheet(tmp_path, capsys):
     assert not (tmp_path / "error_causes.csv").exists() and not (tmp_path / "error_causes.png").exists()
 
 
-def test_check_lists_what_is_missing(tmp_path, capsys):
-    make_run(tmp_path, [prediction(i, "bad", "good") for i in range(3)])
+def test_check_lists_what_is_missing_and_how_to_mend_it(tmp_path, capsys):
+    make_run(tmp_path, [prediction(i, "bad", "good") for i in range(4)])
+    pictures = ["missing: learning_curve.png: run visualize.py", "missing: embedding_*.png: run visualize.py"]
+    notes = ("missing: your text in report_notes.md: Author; How the training went; What the model struggles with; How "
+             "the errors could be mended")
     assert run_errors(tmp_path, "--check") == 1
-    assert capsys.readouterr().out == "missing: errors.csv: run errors.py\n"
-    run_errors(tmp_path, "--n", "2")
-    first, second = fill_in(tmp_path, cause=["irony", ""], solution=["More data", "relabel"])["id"]
+    assert capsys.readouterr().out.splitlines() == ["missing: errors.csv: run errors.py", *pictures, notes]
+    run_errors(tmp_path, "--n", "3")
+    first, second, third = fill_in(tmp_path, cause=["irony", "", " "], solution=[
+        "More  data.", "more data | relabel", "more training data | additional samples"])["id"]
     capsys.readouterr()
     assert run_errors(tmp_path, "--check") == 1
     assert capsys.readouterr().out.splitlines() == [
-        "missing: rows in errors.csv: 2, where 20 are asked for and there are 3 errors",
-        f"missing: cause (yours to fill in) in 1 of 2 rows: {second}",
-        "missing: llm_prediction (llm_compare.py's to fill in) in 2 of 2 rows",
-        f"missing: the kind of data where solution is only `more data`: {first}",
-        "missing: learning_curve.png: train.py writes it",
-        "missing: embedding_pca.png or embedding_tsne.png: run visualize.py"]
+        "missing: rows in errors.csv: 3 of 4 errors, 20 are asked for: run errors.py --n 20",
+        f"missing: cause in 2 of 3 rows of errors.csv ({second}, {third}): fill it in",
+        "missing: llm_prediction in 3 of 3 rows of errors.csv: run llm_compare.py",
+        f"missing: the kind of data where solution is only `more data` ({first}, {third}): name it",
+        "missing: error_causes.csv: run errors.py again", "missing: error_solutions.csv: run errors.py again",
+        *pictures, notes]
     run_errors(tmp_path)
-    fill_in(tmp_path, cause="irony", solution="relabel", llm_prediction="bad")
+    fill_in(tmp_path, cause="irony", solution="more data: ironic ones", llm_prediction="bad")
+    run_errors(tmp_path)
     for name in ("learning_curve.png", "embedding_tsne.png"):
         (tmp_path / name).touch()
+    written = (tmp_path / "report_notes.md").read_text(encoding="utf-8").replace("-->", "-->\nMine.")
+    (tmp_path / "report_notes.md").write_text(written, encoding="utf-8")
     capsys.readouterr()
     assert run_errors(tmp_path, "--check") == 0
     assert capsys.readouterr().out == f"{tmp_path}: nothing is missing\n"
+    (tmp_path / "report.tex").write_text("mine, but TO WRITE: the end. Later.")
+    assert run_errors(tmp_path, "--check") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "missing: your text in report_notes.md: the end"
 
 
 def test_no_errors_at_all_and_a_codebook_that_a_person_changed(tmp_path, capsys):
