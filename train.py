@@ -216,11 +216,12 @@ def make_room(folder: Path, args: argparse.Namespace) -> None:
 
 
 def remove_old_run(folder: Path) -> None:
-    """Delete what the scripts wrote into `folder`; the sheets that a person may have written in (errors*.csv) stay."""
+    """Delete what the scripts wrote into `folder`; what a person may have written stays: sheets, notes, a report."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif not path.match("errors*.csv"):
+        elif not (path.match("errors*.csv") or path.name == "report_notes.md"
+                  or (path.stem == "report" and common.changed_by_hand(path))):
             path.unlink()
 
 

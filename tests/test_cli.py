@@ -315,9 +315,13 @@ class TestBadInput:
     def test_what_a_person_wrote_survives_overwrite(self, tmp_path):
         assert train.main([*TRAIN, "--num-train-epochs", "1", "--run", str(tmp_path)]) == 0
         (tmp_path / "errors.csv").write_text("mine")
+        (tmp_path / "report_notes.md").write_text("## Author\nme")
+        (tmp_path / "report.tex").write_text("mine too")
         (tmp_path / "predictions.csv").write_text("of the old model")
         assert train.main([*TRAIN, "--num-train-epochs", "1", "--run", str(tmp_path), "--overwrite"]) == 0
         assert (tmp_path / "errors.csv").read_text() == "mine"
+        assert (tmp_path / "report_notes.md").read_text() == "## Author\nme"
+        assert (tmp_path / "report.tex").read_text() == "mine too"
         assert not (tmp_path / "predictions.csv").exists()
 
 
