@@ -41,8 +41,8 @@ from common import (
     unescape_formula,
     write_atomically,
     write_csv,
-    write_report,
 )
+from visualize import write_report
 
 # Columns of errors.csv. Those of COMPUTED are renewed by every call and llm_prediction is llm_compare.py's; all others
 # are a person's, and so is any column that they add. A second annotator adds cause_2 and solution_2.

@@ -18,6 +18,7 @@ import pandas as pd
 
 import common
 from common import KINDS, UserError, command
+from visualize import write_report
 
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             predictions = write_predictions(folder, data, test, outputs)
             metrics = write_metrics(folder, run, data, predictions)
             common.write_csv(folder / "timing.csv", timing)
-            common.write_report(folder)
+            write_report(folder)
             print_summary(folder, run, data, metrics, timing)
     return 0
 

@@ -32,6 +32,7 @@ import pandas as pd
 import common
 from common import KINDS, UserError, command
 from errors import NEGATION, read_sheet
+from visualize import write_report
 
 DEFAULT_LLM = "Qwen/Qwen2.5-1.5B-Instruct"
 UNPARSED = "UNPARSED"  # the label of a generated answer that names no label, or more than one
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             table = write_predictions(folder, form, predictions, questions, records)
             compare(folder, run, llm, form, predictions, table)
             common.write_json(folder / "run.json", run | {"llm": describe(llm, args, len(questions))})
-            common.write_report(folder)
+            write_report(folder)
     return 0
 
 

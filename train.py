@@ -25,7 +25,7 @@ import numpy as np
 
 import common
 from common import KINDS, Data, UserError, command
-from visualize import draw_learning_curve
+from visualize import changed_by_hand, draw_learning_curve, write_report
 
 KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs keeps
 # What a finished run must have in common with the flags of --resume, so that it goes on as it began.
@@ -221,7 +221,7 @@ def remove_old_run(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         elif not (path.match("errors*.csv") or path.name == "report_notes.md"
-                  or (path.stem == "report" and common.changed_by_hand(path))):
+                  or (path.stem == "report" and changed_by_hand(path))):
             path.unlink()
 
 
@@ -393,7 +393,7 @@ def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seco
         shutil.rmtree(path)
     run["finished"] = datetime.datetime.now().isoformat(timespec="microseconds")
     common.write_json(folder / "run.json", run)
-    common.write_report(folder)
+    write_report(folder)
     print(f"best epoch: {run['training']['best_epoch']:g}, {metric} {scores[best]:.4f} on validation; "
           f"{run['training']['seconds'] / 60:.1f} min of training; written to {folder}")
 

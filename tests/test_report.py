@@ -16,7 +16,18 @@ import evaluate
 import llm_compare
 import train
 import visualize
-from common import Figure, Heading, Note, Table, Text, UserError, column_widths, escape_latex, escape_markdown
+from common import UserError
+from visualize import (
+    Figure,
+    Heading,
+    Note,
+    Table,
+    Text,
+    column_widths,
+    escape_latex,
+    escape_markdown,
+    write_report,
+)
 
 NASTY = [
     r"\input{/etc/passwd} \write18{id} ^^5cinput{x} ^^M", "100% of #tags & $5 ~ _under_ }{ \\", "[0pt] a bracket",
@@ -68,9 +79,9 @@ def test_markdown_shows_the_text_as_it_stands(text):
 def test_columns_share_the_line(rows, line):
     cells = [[" ".join(text.split()) for text in (row * 7)[:len(rows[0])]] for row in rows]
     columns, gaps = list(zip(*cells, strict=True)), 1.5 * (len(cells[0]) - 1)
-    most = [max(map(common.text_width, column)) for column in columns]
-    least = [max([0, *(common.text_width(piece) for text in column for word in text.split()
-                       for piece in common.word_pieces(word, common.CELL_WORD))]) for column in columns]
+    most = [max(map(visualize.text_width, column)) for column in columns]
+    least = [max([0, *(visualize.text_width(piece) for text in column for word in text.split()
+                       for piece in visualize.word_pieces(word, visualize.CELL_WORD))]) for column in columns]
     widths = column_widths(cells, line)
     assert all(low - 1e-9 <= width <= high + 1e-9 for low, width, high in zip(least, widths, most, strict=True))
     assert sum(widths) + gaps <= max(line, sum(least) + gaps) + 1e-9
@@ -87,7 +98,7 @@ def test_columns_share_the_line(rows, line):
     ("EDOS leaderboard (Kirk et al., 2023)", (), "", "EDOS leaderboard (Kirk et al., 2023)",
      "EDOS leaderboard (Kirk et al., 2023)")])
 def test_what_the_catalog_cites_becomes_a_reference(cite, authors, year, title, label):
-    found = common.reference(cite, "https://a.b/c d{")
+    found = visualize.reference(cite, "https://a.b/c d{")
     assert (found.authors, found.year, found.title, found.label) == (authors, year, title, label)
     assert found.url == "https://a.b/c%20d%7B"
     assert re.fullmatch("[a-z0-9-]{1,60}", found.key)
@@ -96,13 +107,13 @@ def test_what_the_catalog_cites_becomes_a_reference(cite, authors, year, title, 
 def test_every_citation_of_the_catalog_has_a_key_of_its_own():
     cites = {(cited["cite"], cited.get("url", cited.get("source"))) for entry in common.catalog().values()
              for cited in [entry, *entry["scores"]]}
-    references = {common.reference(*cite) for cite in cites}
+    references = {visualize.reference(*cite) for cite in cites}
     texts = {(reference.key, reference.label, reference.title) for reference in references}
     assert len({key for key, *_ in texts}) == len(texts)
 
 
 def test_bibtex_escapes_what_is_cited():
-    entry = common.to_bibtex(common.reference("O'Neil, Müller and {x} (2020), 50% of $\\alpha$ }{", "https://a.b"))
+    entry = visualize.to_bibtex(visualize.reference("O'Neil, Müller and {x} (2020), 50% of $\\alpha$ }{", "https://a.b"))
     assert entry.splitlines()[1:] == [
         r"  author = {{O'Neil} and {M\"{u}ller} and {\textbraceleft{}x\textbraceright{}}},",
         r"  title = {{50\% of \$\textbackslash{}alpha\$ \textbraceright{}\textbraceleft{}}},", "  year = {2020},",
@@ -194,7 +205,7 @@ def test_what_others_write_is_taken_up(folder):
         {"metric": "accuracy", "mean": 0.71, "sd": 0.0123, "n": 3, "min": 0.7, "max": 0.72, "seeds": "1 2 3"}]))
     run = common.read_json(folder / "run.json")
     common.write_json(folder / "run.json", {**run, "leakage": {"train and test": 7}})
-    common.write_report(folder)
+    write_report(folder)
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert "Leakage between the splits: train and test 7." in report
     assert tables(report)["Baselines on the same splits: what fine-tuning has to rise above."] == [
@@ -208,7 +219,7 @@ def test_what_a_person_wrote_stands_in_both_reports(folder, encoding):
     notes = ("junk\r\n## author \r\nÅsa & Co\r\n##  HOW the training went ##\r\nWell.\r\n\r\n- a_b\r\n- c <!-- x -->"
              "\r\n## Mine: 100%\r\n### too")
     (folder / "report_notes.md").write_bytes(notes.encode(encoding))
-    common.write_report(folder)
+    write_report(folder)
     assert (folder / "report_notes.md").read_bytes() == notes.encode(encoding)
     markdown, latex = ((folder / f"report.{ending}").read_text(encoding="utf-8") for ending in ("md", "tex"))
     assert "Åsa &amp; Co\n\n## Task" in markdown and "\\r{A}sa \\& Co}" in latex
@@ -220,10 +231,10 @@ def test_what_a_person_wrote_stands_in_both_reports(folder, encoding):
 
 def test_the_notes_ask_for_what_only_a_person_can_write(folder):
     written = (folder / "report_notes.md").read_text(encoding="utf-8")
-    assert re.findall("^## (.+)$", written, re.MULTILINE) == list(common.NOTES)
-    assert set(common.read_notes(folder / "report_notes.md").values()) == {""}
+    assert re.findall("^## (.+)$", written, re.MULTILINE) == list(visualize.NOTES)
+    assert set(visualize.read_notes(folder / "report_notes.md").values()) == {""}
     latex = (folder / "report.tex").read_text(encoding="utf-8")
-    assert re.findall(r"TO WRITE: ([^.]+)", latex) == list(common.NOTES)
+    assert re.findall(r"TO WRITE: ([^.]+)", latex) == list(visualize.NOTES)
 
 
 def test_a_report_that_was_changed_by_hand_stays(folder, capsys):
@@ -232,25 +243,25 @@ def test_a_report_that_was_changed_by_hand_stays(folder, capsys):
         (folder / name).write_text(text.replace("Task", "My task"), encoding="utf-8")
     before = {name: (folder / name).read_bytes() for name in ("report.tex", "report.md")}
     (folder / "report.bib").write_text((folder / "report.bib").read_text().splitlines()[0])
-    common.write_report(folder)
+    write_report(folder)
     assert before == {name: (folder / name).read_bytes() for name in before}
     assert capsys.readouterr().out.count("was changed by hand and stays as it is; move it away") == 3
     for name in ("report.tex", "report.md", "report.bib"):
         (folder / name).unlink()
-    common.write_report(folder)
-    common.write_report(folder)
+    write_report(folder)
+    write_report(folder)
     assert "changed by hand" not in capsys.readouterr().out
 
 
 def test_the_same_files_make_the_same_report(folder):
     before = {name: (folder / name).read_bytes() for name in ("report.md", "report.tex", "report.bib")}
-    common.write_report(folder)
+    write_report(folder)
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
 def test_a_sheet_that_a_spreadsheet_spoilt_is_left_out(folder, capsys):
     (folder / "errors.csv").write_text("id;input\n1;a\n")
-    common.write_report(folder)
+    write_report(folder)
     assert "left out of the report" in capsys.readouterr().out
     assert "Wrong samples" not in (folder / "report.md").read_text(encoding="utf-8")
 
@@ -298,9 +309,10 @@ def test_hostile_text_compiles_and_comes_out_as_text(folder):
     run = common.read_json(folder / "run.json")
     run["task"] |= {"title": NASTY[1], "labels": NASTY[:6], "cite": f"{NASTY[1]} and Röttger (2020), {NASTY[1]}"}
     common.write_json(folder / "run.json", {**run, "model": "evil/\\input{x}_%#$&~^"})
-    notes = "".join(f"## {title}\n" + "\n\n".join(NASTY) + "\n" for title in ("Author", *list(common.NOTES)[1:], "50%"))
+    titles = ("Author", *list(visualize.NOTES)[1:], "50%")
+    notes = "".join(f"## {title}\n" + "\n\n".join(NASTY) + "\n" for title in titles)
     (folder / "report_notes.md").write_text(notes.encode("utf-8", "replace").decode(), encoding="utf-8")
-    common.write_report(folder)
+    write_report(folder)
     compile_report(folder)
     if shutil.which("pdftotext"):
         text = subprocess.run(["pdftotext", "report.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout
@@ -308,24 +320,25 @@ def test_hostile_text_compiles_and_comes_out_as_text(folder):
 
 
 def test_blocks_compile_wherever_they_begin(tmp_path):
-    cited = {one.key: one for one in (common.reference(text, "https://a.b/%20_#~x") for text in NASTY if text.strip())}
-    blocks = [common.Title("[x]", "*y", "[z]"), *(block for text in NASTY for block in (
+    references = (visualize.reference(text, "https://a.b/%20_#~x") for text in NASTY if text.strip())
+    cited = {one.key: one for one in references}
+    blocks = [visualize.Title("[x]", "*y", "[z]"), *(block for text in NASTY for block in (
         Heading(text[:40]), Text(text), Table([{text: text, "": ""}], text), Note("Author", text)))]
-    blocks += [Text("All of", list(cited.values())), common.References([]), Heading("Wide", appendix=True)]
+    blocks += [Text("All of", list(cited.values())), visualize.References([]), Heading("Wide", appendix=True)]
     blocks += [Table([{text: text, "": f"{number}"}] * 9, text, wide=True) for number, text in enumerate(NASTY)]
-    parts = [common.PREAMBLE, *map(common.to_latex, blocks), "\\end{document}"]
+    parts = [visualize.PREAMBLE, *map(visualize.to_latex, blocks), "\\end{document}"]
     (tmp_path / "report.tex").write_text("\n\n".join(parts), encoding="ascii")
-    (tmp_path / "report.bib").write_text("\n".join(map(common.to_bibtex, cited.values())), encoding="ascii")
+    (tmp_path / "report.bib").write_text("\n".join(map(visualize.to_bibtex, cited.values())), encoding="ascii")
     compile_report(tmp_path)
 
 
 def test_a_figure_is_named_with_its_caption():
     block = Figure("confusion.png", "a | b_c", wide=True)
-    assert common.to_markdown(block) == "![confusion](confusion.png)\n\n*a \\| b\\_c*"
-    assert "\\begin{figure*}" in common.to_latex(block) and "{a \\textbar{} b\\_c}" in common.to_latex(block)
+    assert visualize.to_markdown(block) == "![confusion](confusion.png)\n\n*a \\| b\\_c*"
+    assert "\\begin{figure*}" in visualize.to_latex(block) and "{a \\textbar{} b\\_c}" in visualize.to_latex(block)
 
 
 def test_run_json_has_to_be_there(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
-        common.write_report(tmp_path)
+        write_report(tmp_path)
