@@ -7,7 +7,7 @@ Writes predictions.csv, metrics.csv, confusion.csv and .png, timing.csv and hidd
 """
 
 import argparse
-import contextlib
+import math
 import sys
 import time
 from pathlib import Path
@@ -23,6 +23,9 @@ from visualize import write_report
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
 LATENCY_EXAMPLES = 50  # predicted one by one for the latency of a single example
+SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classes of models: fewer parameters than this
+OTHER_SIZES = {"linear": "a linear model", "ensemble": "an ensemble", "human": "people",
+               "other": "of another kind or an unknown size"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,22 +42,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Load the run, predict, score, write, print; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    is_first = common.launched()[0] == 0
-    with contextlib.redirect_stdout(sys.stdout if is_first else None):  # one of several processes speaks and writes
-        folder, run = find_run(args)
-        with common.first_process_first():
-            data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
-            folder, run = adopt(folder, run, data)
-        test, outputs, timing = predict(args, run, data)
-        if is_first:
-            predictions = write_predictions(folder, data, test, outputs)
-            metrics = write_metrics(folder, run, data, predictions)
-            common.write_csv(folder / "timing.csv", timing)
-            write_report(folder)
-            print_summary(folder, run, data, metrics, timing)
+    """Evaluate the run that the flags name; returns the exit code."""
+    evaluate_run(build_parser().parse_args(argv))
     return 0
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    """Load the run, predict, score, write, print."""
+    folder, run = find_run(args)
+    data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
+    folder, run = adopt(folder, run, data)
+    test, outputs, timing = predict(args, run, data)
+    predictions = write_predictions(folder, data, test, outputs)
+    metrics = write_metrics(folder, run, data, predictions)
+    common.write_csv(folder / "timing.csv", timing)
+    print_summary(folder, run, data, metrics, timing)
 
 
 def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -76,7 +78,8 @@ def run_flags(args: argparse.Namespace, run: dict[str, Any]) -> argparse.Namespa
 def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, dict[str, Any]]:
     """The folder for the results, with a run.json of its own for a data set that the run was not trained on, and it.
 
-    The task gets what the run tuned on its own validation split. UserError where the labels are not the same.
+    That run.json keeps what the run was trained on as `trained_on`. The task gets what the run tuned on its own
+    validation split. UserError where the labels are not the same.
     """
     run = {"model_dir": str(folder / "model"), **run}
     place = common.tested_on(folder, run, data.task["key"] if "hub" in data.task or "reader" in data.task else None)
@@ -85,7 +88,8 @@ def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, d
         if own["kind"] != data.task["kind"] or own.get("labels") != data.task.get("labels"):
             raise UserError(f"the run is on {own['key']} ({own['kind']}, labels {own.get('labels')}); it can't be "
                             f"tested on {data.task['key']} ({data.task['kind']}, labels {data.task.get('labels')})")
-        run |= {"dataset": data.task["key"], "task": data.task, "data": data.record}
+        trained_on = {"dataset": run["dataset"], "data": run["data"]}
+        run |= {"dataset": data.task["key"], "task": data.task, "data": data.record, "trained_on": trained_on}
         common.write_json(place / "run.json", run)
     data.task |= run["training"]["tuned"]
     return place, run
@@ -138,19 +142,23 @@ def write_predictions(
     return predictions
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# metrics.csv, and what was published
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def write_metrics(folder: Path, run: dict[str, Any], data: common.Data, predictions: pd.DataFrame) -> pd.DataFrame:
     """Write metrics.csv, confusion.csv and confusion.png; returns the first.
 
     ci_low and ci_high: 95 % percentile bootstrap over the test examples (Efron 1979), 2,000 resamples seeded.
     """
     kind, task = KINDS[data.task["kind"]], data.task
-    scores, resampled = kind.metrics(predictions, task), kind.resample(predictions, task)
-    rows = []
-    for metric, value in scores.items():
-        low, high = np.percentile(resampled[metric], [2.5, 97.5])
-        rows.append({"metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": len(predictions),
-                     "split": predictions["split"].iloc[0], **published(metric, value, run, data)})
+    scores, draws = kind.metrics(predictions, task), kind.resample(predictions, task)
+    intervals = {metric: np.percentile(draws[metric], [2.5, 97.5]) for metric in scores}
+    rows = [{"metric": metric, "value": value, "ci_low": intervals[metric][0], "ci_high": intervals[metric][1],
+             **published(metric, value, run, data)} for metric, value in scores.items()]
     metrics = pd.DataFrame(rows, columns=METRICS_HEADER)
+    metrics = metrics.assign(n=len(predictions), split=predictions["split"].iloc[0])
     common.write_csv(folder / "metrics.csv", metrics)
     confusion = kind.confusion(predictions, task)
     if confusion is not None:
@@ -159,42 +167,85 @@ def write_metrics(folder: Path, run: dict[str, Any], data: common.Data, predicti
     return metrics
 
 
+def published_scores(task: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    """The catalog's scores for a metric: one of the paper, one of the leaderboard, and all checked references.
+
+    Of several for a role, the first whose source was checked, or else the first.
+    """
+    scores = [score for score in task["scores"] if score["metric"] == metric]
+    chosen = []
+    for role in ("paper", "leaderboard"):
+        ranked = sorted(scores, key=lambda score: not score["checked"])
+        chosen += [score for score in ranked if score["role"] == role][:1]
+    return chosen + [score for score in scores if score["role"] == "reference" and score["checked"]]
+
+
 def published(metric: str, value: float, run: dict[str, Any], data: common.Data) -> dict[str, Any]:
     """The paper's and the leaderboard's columns of a row of metrics.csv; a figure that was not checked says so.
 
-    Figures are shares of 1 as ours are, gaps are in points (ours less theirs, times 100).
+    Figures are shares of 1 as ours are, gaps are in points (ours less theirs, times 100). comparable: `yes`, or `no`
+    and why; where one of the two figures is comparable all the same, it is named at the end.
     """
+    scores = [score for score in published_scores(data.task, metric) if score["role"] != "reference"]
+    others = dict.fromkeys(score["metric"] for score in data.task["scores"] if score["role"] != "reference")
+    if not scores:
+        is_told = metric in data.task["metrics"] and others
+        return {"comparable": f"no: what is published is {', '.join(others)}, not {metric}"} if is_told else {}
     columns: dict[str, Any] = {}
-    sources, reasons = [], []
-    for role in ("paper", "leaderboard"):
-        scores = [score for score in data.task["scores"] if score["role"] == role and score["metric"] == metric]
-        if not scores:
-            continue
-        score = max(scores, key=lambda score: score["checked"])  # the first one that was checked, or else the first
-        model = score["model"] if score["checked"] else f"{score['model']}, unchecked"
-        columns |= {role: score["value"] / 100, f"{role}_model": model, f"{role}_gap": 100 * value - score["value"]}
+    ours, theirs, sources = what_is_ours(run, data), {}, []
+    for score in scores:
+        role = score["role"]
+        columns |= {role: score["value"] / 100, f"{role}_model": model_name(score),
+                    f"{role}_gap": 100 * value - score["value"]}
         if role == "paper":
             columns["paper_split"] = score["split"]
-        sources.append(f"{role}: {score['cite']}, {score['url']}")
-        reasons += incomparable(score, run, data)
-    if sources:
-        reasons = list(dict.fromkeys(reasons))
-        columns |= {"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(sources)}
+        theirs[role] = ", ".join(differences(score, run, data).values())
+        sources.append(f"{role}: " + ", ".join(score[name] for name in ("cite", "url", "note") if name in score))
+    reasons = [*ours, *(f"{role}: {why}" for role, why in theirs.items() if why)]
+    alike = [f"{role}: yes" for role, why in theirs.items() if not why and not ours]
+    columns["comparable"] = f"no: {'; '.join(reasons + alike)}" if reasons else "yes"
+    columns["source"] = " | ".join(sources)
     return columns
 
 
-def incomparable(score: dict[str, Any], run: dict[str, Any], data: common.Data) -> list[str]:
-    """Why a published figure and ours are not measured alike; empty where they are."""
-    record, ours = data.record, data.task["splits"].get("test", "our own cut of train")
-    reasons = [] if score["checked"] else [f"the {score['role']}'s figure was not checked at its source"]
-    if run["sample"]:
-        reasons.append("ours is on sample rows")
+def model_name(score: dict[str, Any]) -> str:
+    """The model of a published figure, and that its source was not checked, if so."""
+    return score["model"] if score["checked"] else f"{score['model']}, unchecked"
+
+
+def size_class(parameters: int) -> str:
+    """The class of our model by all its parameters, embeddings included: SIZES.
+
+    BERT-, RoBERTa- and XLM-R-base have 110, 125 and 278 million, their large sisters 335, 355 and 560, DistilBERT 66.
+    """
+    return next(name for name, limit in SIZES.items() if parameters < limit)
+
+
+def what_is_ours(run: dict[str, Any], data: common.Data) -> list[str]:
+    """What sets our figures apart from any published one: sample rows, other training data, a part of the examples."""
+    trained = run.get("trained_on", run)
+    facts = ["ours is on sample rows"] if run["sample"] else []
+    if trained["dataset"] not in (run["dataset"], *data.task.get("trained_on", ())):
+        facts.append(f"ours was trained on {trained['dataset']}")
+    for split, record in (("train", trained["data"]), ("test", data.record)):
+        if record["used"][split] < record["rows"][split]:
+            facts.append(f"ours uses {record['used'][split]} of {record['rows'][split]} {split} examples")
+    return facts
+
+
+def differences(score: dict[str, Any], run: dict[str, Any], data: common.Data) -> dict[str, str]:
+    """In what a published figure differs from ours (source, split, size, way), and how; empty where the two compare.
+
+    size: the one that the catalog names is not the class of our model (size_class). way: what the catalog adds.
+    """
+    ours, parameters = data.task["splits"].get("test", "a cut of train"), run["model_info"]["parameters"]
+    facts = {} if score["checked"] else {"source": "its source was not checked"}
     if score["split"] != ours:
-        reasons.append(f"{score['role']} is on {score['split']}, ours on {ours}")
-    for split, counts in (("train", run["data"] if "train" in run["data"]["rows"] else None), ("test", record)):
-        if counts and counts["used"][split] < counts["rows"][split]:
-            reasons.append(f"ours uses {counts['used'][split]} of {counts['rows'][split]} {split} examples")
-    return [*reasons, *([score["note"]] if "note" in score else [])]
+        facts["split"] = f"its split is {score['split']} and ours {ours}"
+    if score["size"] != size_class(parameters):
+        theirs = OTHER_SIZES.get(score["size"], f"of size {score['size']}")
+        facts["size"] = f"its model is {theirs} and ours {size_class(parameters)} ({parameters / 1e6:.1f} M parameters)"
+    return facts | ({"way": score["differs"]} if "differs" in score else {})
 
 
 def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> None:
@@ -215,6 +266,11 @@ def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> 
     common.save_figure(figure, path)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What is printed
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def print_summary(
     folder: Path, run: dict[str, Any], data: common.Data, metrics: pd.DataFrame, timing: pd.DataFrame
 ) -> None:
@@ -223,27 +279,37 @@ def print_summary(
     table = pd.DataFrame({
         "metric": main["metric"], "ours": main["value"].map("{:.4f}".format),
         "95 % interval": [f"{low:.4f}-{high:.4f}" for low, high in zip(main["ci_low"], main["ci_high"], strict=True)]})
-    for role in ("paper", "leaderboard"):
-        table[role] = [f"{value:.4f} ({model})" if value == value else "-"
-                       for value, model in zip(main[role], main[f"{role}_model"], strict=True)]
-        table[f"gap to {role}, points"] = [
-            f"{gap:+.1f}" if gap == gap else "-" for gap in main[f"{role}_gap"]]
     print(f"{data.task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
           f"{run['training']['metric']}), {len(data.splits['test'])} test examples ({main['split'].iloc[0]})")
     print(common.as_text(table))
-    for metric, comparable in zip(main["metric"], main["comparable"], strict=True):
-        if isinstance(comparable, str) and not run["sample"]:
-            print(f"{metric} comparable: {comparable}")
-    for score in data.task["scores"] if not run["sample"] else ():
-        if score["role"] == "reference" and score["checked"]:
-            print(f"reference: {score['metric']} {score['value'] / 100:.4f} on {score['split']}, {score['model']} "
-                  f"({score['cite']})")
+    if not run["sample"]:
+        print_published(run, data, main)
     row = timing.iloc[0]
     print(f"{row['examples_per_second']:.0f} examples/s, {row['tokens_per_second']:.0f} tokens/s, one example alone "
           f"{row['latency_ms_median']:.1f} ms (p95 {row['latency_ms_p95']:.1f}), {row['precision']} on {row['device']}")
     if run["sample"]:
         print("sample rows: the figures mean nothing")
     print(f"written to {folder}")
+
+
+def print_published(run: dict[str, Any], data: common.Data, main: pd.DataFrame) -> None:
+    """Print the published figures for the main metrics, our gap to each, and facts that may explain it."""
+    rows, remarks = [], {}
+    for ours in main.itertuples():
+        for score in published_scores(data.task, ours.metric):
+            gap, low, high = (100 * value - score["value"] for value in (ours.value, ours.ci_low, ours.ci_high))
+            rows.append({"published": score["role"], "metric": ours.metric, "theirs": f"{score['value'] / 100:.4f}",
+                         "ours less theirs, points": f"{gap:+.1f} ({low:+.1f} to {high:+.1f})",
+                         "model": model_name(score), "size": score["size"], "split": score["split"],
+                         "differs in": ", ".join(differences(score, run, data)) or "nothing", "by": score["cite"]})
+            told = [score[name] for name in ("differs", "note") if name in score]
+            remarks |= {f"- {score['model']} ({score['cite']}): {'; '.join(told)}": None} if told else {}
+    if rows:
+        parameters = run["model_info"]["parameters"]
+        print(common.as_text(pd.DataFrame(rows)))
+        print("; ".join([f"ours: size {size_class(parameters)} ({parameters / 1e6:.1f} M parameters), split "
+                         f"{main['split'].iloc[0]}", *what_is_ours(run, data)]))
+        print("".join(f"{remark}\n" for remark in remarks), end="")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def test_a_run_is_tested_across_domains_and_not_across_tasks(runs_dir, capsys):
     assert evaluate.main(["--run", str(folder), "--dataset", "politeness-se"]) == 0
     run = common.read_json(folder / "on-politeness-se" / "run.json")
     assert run["dataset"] == "politeness-se"
+    assert run["trained_on"]["dataset"] == "politeness-wiki"
     assert "on-politeness-se" in capsys.readouterr().out
     assert evaluate.main(["--run", str(folder), "--dataset", "mrpc"]) == 2
     assert "can't be tested on mrpc" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common
+import evaluate
 from common import UserError
 
 KEYS = sorted(common.catalog())
@@ -57,6 +58,9 @@ class TestEveryEntry:
             assert 0 < score["value"] <= 100
             assert score["url"].startswith("https://")
             assert all(score[name] for name in ("metric", "split", "model", "cite"))
+            assert score["size"] in {*evaluate.SIZES, *evaluate.OTHER_SIZES}
+            assert score["checked"] or score["note"]  # what is wrong with it
+            assert all(word not in score.get("note", "") for word in ("ours", "hidden test, "))  # computed, not written
 
     def test_sample_rows_load_into_disjoint_splits(self, entry):
         data = common.load_data(flags(entry["key"]), test_only="train" not in entry["splits"])
@@ -81,6 +85,7 @@ class TestEveryEntry:
         scores, drawn = kind.metrics(predictions, data.task), kind.resample(predictions, data.task, draws=200)
         assert list(scores)[:len(entry["metrics"])] == entry["metrics"]
         assert set(scores) == set(drawn)
+        assert {score["metric"] for score in entry["scores"]} <= set(scores)
         for name, value in scores.items():
             assert np.isfinite(value)
             assert drawn[name].min() <= value <= drawn[name].max()
