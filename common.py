@@ -857,7 +857,8 @@ class Kind:
     takes_class_weights = False
     continuous = False  # labels are numbers, so pictures colour by their value
     lower_is_better: tuple[str, ...] = ()
-    tuned: tuple[str, ...] = ()  # what tune() chooses on the validation split
+    confidence_is = "softmax probability of the predicted label"  # "": a prediction comes without a confidence
+    tuned: tuple[str, ...] = ("temperature",)  # what tune() chooses on the validation split
 
     def check_model(self, config: Any) -> None:
         """Raise UserError where transformers has no head of this kind for the model's family."""
@@ -921,10 +922,24 @@ class Kind:
         return hidden[range(len(last)), last]
 
     def tune(
-        self, _logits: np.ndarray, _table: pd.DataFrame, _task: dict[str, Any], _dataset: TokenDataset
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None
     ) -> dict[str, float]:
-        """What predict() takes from the task beside the logits, chosen on the validation split: nothing."""
-        return {}
+        """What predict() and confidences() take beside the logits, chosen on the validation split.
+
+        temperature: what the logits are divided by so that the gold labels' cross-entropy is least (fit_temperature).
+        """
+        logits, gold = logits.astype(np.float64), self.targets(table, task)
+        return {"temperature": fit_temperature(lambda temperature: cross_entropy(logits / temperature, gold))}
+
+    def confidences(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], dataset: TokenDataset | None,
+        temperature: float,
+    ) -> np.ndarray:
+        """The confidence in each prediction, float64 (examples,), with the logits divided by `temperature`.
+
+        Dividing changes no prediction, only how sure the model says it is.
+        """
+        return self.predict(logits / temperature, table, task, dataset)["confidence"].to_numpy(np.float64)
 
     def figures(self, predictions: pd.DataFrame, task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics of samples in which example i occurs weights[:, i] times, (samples,) each."""
@@ -937,12 +952,7 @@ class Kind:
 
     def resample(self, predictions: pd.DataFrame, task: dict[str, Any], draws: int = 2000) -> dict[str, np.ndarray]:
         """The metrics of `draws` bootstrap samples of the examples, (draws,) each; all from the same samples."""
-        rng, count = np.random.default_rng(SPLIT_SEED), len(predictions)
-        parts = []
-        for first in range(0, draws, 100):  # 100 x examples weights at a time: memory stays flat
-            weights = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - first))
-            parts.append(self.figures(predictions, task, weights.astype(np.float64)))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return resampled(len(predictions), draws, lambda weights: self.figures(predictions, task, weights))
 
     def confusion(self, _predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame | None:
         """What confusion.csv holds, or None; column `gold` names the rows."""
@@ -1053,6 +1063,8 @@ class Regression(Kind):
     closed_set = False
     continuous = True
     lower_is_better = ("mse",)
+    confidence_is = ""
+    tuned = ()
 
     def output_names(self, task: dict[str, Any]) -> list[str]:
         """One output, in the label's own units."""
@@ -1101,6 +1113,12 @@ class Regression(Kind):
         """The same sum, for the log."""
         return self.loss(outputs, labels, None).detach()
 
+    def tune(
+        self, _logits: np.ndarray, _table: pd.DataFrame, _task: dict[str, Any], _dataset: TokenDataset | None
+    ) -> dict[str, float]:
+        """Nothing: a number comes without confidence."""
+        return {}
+
     def predict(
         self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
     ) -> pd.DataFrame:
@@ -1127,17 +1145,13 @@ class Regression(Kind):
         """The step of the scale, where the table has it."""
         return table["gold_step"] if "gold_step" in table else pd.Series("all", table.index)
 
-    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
-        """over or under; by how much stands in abs_error."""
-        too_high = wrong["predicted"].astype("float64") > wrong["gold"].astype("float64")
-        return ["over" if over else "under" for over in too_high]
-
 
 class Multilabel(Kind):
     """Any number of labels. label: a tuple of 0 and 1, one per label; task["label"] lists their columns."""
 
     problem_type = "multi_label_classification"
     train_metric = "exact_match"
+    confidence_is = "probability of the whole predicted set of labels, taken as independent"
 
     def read_labels(self, columns: pd.DataFrame, task: dict[str, Any]) -> pd.Series:
         """A tuple of 0 and 1 per row; None where one is missing. Raises UserError for any other value."""
@@ -1173,6 +1187,13 @@ class Multilabel(Kind):
     def score(self, outputs: Any, labels: Any) -> Any:
         """Number of examples whose labels are all right."""
         return ((outputs["logits"].detach() >= 0) == (labels > 0)).all(dim=1).sum()
+
+    def tune(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None
+    ) -> dict[str, float]:
+        """temperature: one for all labels, at which the summed binary cross-entropy is least."""
+        margins = np.where(self.targets(table, task) > 0, logits, -logits).astype(np.float64)
+        return {"temperature": fit_temperature(lambda temperature: np.logaddexp(0, -margins / temperature).mean())}
 
     def predict(
         self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
@@ -1227,6 +1248,7 @@ class MultipleChoice(Classification):
 
     auto_class = "AutoModelForMultipleChoice"
     takes_class_weights = False  # an option's place says nothing
+    confidence_is = "softmax probability of the chosen option"
 
     def encode(
         self, table: pd.DataFrame, task: dict[str, Any], tokenizer: Any, max_length: int, _images: Any = None
@@ -1293,7 +1315,8 @@ class Span(Kind):
     auto_class = "AutoModelForQuestionAnswering"
     train_metric = "window_exact"
     closed_set = False
-    tuned = ("null_threshold",)
+    confidence_is = "probability of the answer among the n best spans and no answer"
+    tuned = ("null_threshold", "temperature")
     max_answer_tokens = 30  # both figures are those of transformers' run_qa.py
     n_best = 20
 
@@ -1406,7 +1429,9 @@ class Span(Kind):
     ) -> dict[str, float]:
         """null_threshold: how far the null score may be above the best span's, where F1 over `table` is highest.
 
-        The official script's find_best_thresh, but for the place: halfway between two examples.
+        The official script's find_best_thresh, but for the place: halfway between two examples. temperature: where the
+        log-likelihood of the predicted answers' being right or wrong is highest, as the gold answer may not be among
+        the n best.
         """
         nulls, spans = self._candidates(logits, dataset)
         gaps = nulls - np.array([max(found.values(), default=-1e4) for found in spans])
@@ -1415,7 +1440,26 @@ class Span(Kind):
         edges, places = np.unique(gaps, return_inverse=True)
         totals = np.concatenate([[0], np.cumsum(np.bincount(places, weights=gains))])
         cuts = np.concatenate([[edges[0] - 1], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 1]])
-        return {"null_threshold": float(cuts[totals.argmax()])}
+        threshold = float(cuts[totals.argmax()])
+        right = self._answers(nulls, spans, table, task | {"null_threshold": threshold})["correct"].to_numpy()
+        scores = np.full((len(spans), self.n_best + 1), -math.inf)
+        scores[:, -1] = nulls - threshold
+        for row, found in zip(scores, spans, strict=True):
+            row[:len(found)] = list(found.values())
+
+        def loss(temperature: float) -> float:
+            sure = softmax(scores / temperature).max(axis=1).clip(1e-12, 1 - 1e-12)  # both logarithms stay finite
+            return -np.log(np.where(right, sure, 1 - sure)).mean()
+
+        return {"null_threshold": threshold, "temperature": fit_temperature(loss)}
+
+    def confidences(
+        self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], dataset: WindowDataset | None,
+        temperature: float,
+    ) -> np.ndarray:
+        """As for the other kinds; the null threshold is of the logits' scale and is divided too."""
+        scaled = task | {"null_threshold": task.get("null_threshold", 0.0) / temperature}
+        return super().confidences(logits, table, scaled, dataset, temperature)
 
     def predict(
         self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], dataset: WindowDataset
@@ -1425,7 +1469,11 @@ class Span(Kind):
         null_threshold is taken off the null score first, so that what is most probable is what is predicted.
         gold_confidence: of all spans that read like an accepted answer; correct: exact match; f1: the best over them.
         """
-        nulls, spans = self._candidates(logits, dataset)
+        return self._answers(*self._candidates(logits, dataset), table, task)
+
+    def _answers(
+        self, nulls: np.ndarray, spans: list[dict[Any, float]], table: pd.DataFrame, task: dict[str, Any]
+    ) -> pd.DataFrame:
         rows = []
         golds = self.gold(table, task)
         for null, found, context, answers, gold in zip(
@@ -1473,6 +1521,8 @@ class Span(Kind):
 
 class Answers(Kind):
     """One answer of a closed set of hundreds. label: the answer's text, so that one outside the set stays readable."""
+
+    confidence_is = "softmax probability of the predicted answer"
 
     def read_labels(self, column: pd.Series, _task: dict[str, Any]) -> pd.Series:
         """The answers as text; None where there is none."""
@@ -1610,6 +1660,20 @@ def confusion_table(gold: Any, predicted: Any, labels: list[str]) -> pd.DataFram
     return pd.DataFrame(counts, columns=labels).assign(gold=labels)[["gold", *labels]]
 
 
+def resampled(
+    count: int, draws: int, figures: Callable[[np.ndarray], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """`figures` of `draws` bootstrap samples of `count` examples (Efron 1979), (draws,) each, seeded.
+
+    figures: gets how often each example occurs in each of some samples, float64 (samples, count).
+    """
+    rng, parts = np.random.default_rng(SPLIT_SEED), []
+    for first in range(0, draws, 100):  # 100 x examples weights at a time: memory stays flat
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - first))
+        parts.append(figures(weights.astype(np.float64)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole; 0/0 counts as 0, scikit-learn's zero_division."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -1721,6 +1785,25 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis, float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def cross_entropy(logits: np.ndarray, gold: np.ndarray) -> float:
+    """Mean cross-entropy in nats; logits (examples, labels), gold int (examples,)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(gold)), gold]).mean())
+
+
+def fit_temperature(loss: Callable[[float], float]) -> float:
+    """The temperature from 0.05 to 20 at which `loss` is least (Guo, Pleiss, Sun & Weinberger 2017, section 4.2).
+
+    Above 1: the model is surer of itself than it should be. At an end of the range the validation split could not
+    tell, as where the model gets all of it right.
+    """
+    from scipy.optimize import minimize_scalar  # comes with scikit-learn
+
+    found = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=(math.log(0.05), math.log(20)),
+                            method="bounded", options={"xatol": 1e-4})
+    return math.exp(found.x)
 
 
 def closed_set_predictions(probabilities: np.ndarray, gold: np.ndarray, labels: list[str]) -> pd.DataFrame:

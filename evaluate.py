@@ -3,12 +3,14 @@
     python evaluate.py --dataset mrpc                the newest finished run of the data set
     python evaluate.py --run runs/mrpc/sample/seed42
 
-Writes predictions.csv, metrics.csv, confusion.csv and .png, timing.csv and hidden_states.npz into the run folder.
+Writes predictions.csv, metrics.csv, confusion.csv and .png, calibration.csv and .png, risk_coverage.csv, timing.csv and
+hidden_states.npz into the run folder.
 """
 
 import argparse
 import math
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pandas as pd
 
 import common
 from common import KINDS, UserError, command
-from visualize import write_report
+from errors import wilson
 
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
@@ -26,6 +28,7 @@ LATENCY_EXAMPLES = 50  # predicted one by one for the latency of a single exampl
 SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classes of models: fewer parameters than this
 OTHER_SIZES = {"linear": "a linear model", "ensemble": "an ensemble", "human": "people",
                "other": "of another kind or an unknown size"}
+MAX_BINS, MIN_PER_BIN = 15, 20  # of the calibration error: bins, and examples in a bin
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +57,9 @@ def evaluate_run(args: argparse.Namespace) -> None:
     folder, run = adopt(folder, run, data)
     test, outputs, timing = predict(args, run, data)
     predictions = write_predictions(folder, data, test, outputs)
-    metrics = write_metrics(folder, run, data, predictions)
+    scales = confidence_scales(data, test, outputs, predictions)
+    metrics = write_metrics(folder, run, data, predictions, scales)
+    write_calibration(folder, run, data, predictions["correct"].to_numpy(), scales, metrics)
     common.write_csv(folder / "timing.csv", timing)
     print_summary(folder, run, data, metrics, timing)
 
@@ -147,7 +152,9 @@ def write_predictions(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def write_metrics(folder: Path, run: dict[str, Any], data: common.Data, predictions: pd.DataFrame) -> pd.DataFrame:
+def write_metrics(
+    folder: Path, run: dict[str, Any], data: common.Data, predictions: pd.DataFrame, scales: dict[str, np.ndarray]
+) -> pd.DataFrame:
     """Write metrics.csv, confusion.csv and confusion.png; returns the first.
 
     ci_low and ci_high: 95 % percentile bootstrap over the test examples (Efron 1979), 2,000 resamples seeded.
@@ -157,6 +164,7 @@ def write_metrics(folder: Path, run: dict[str, Any], data: common.Data, predicti
     intervals = {metric: np.percentile(draws[metric], [2.5, 97.5]) for metric in scores}
     rows = [{"metric": metric, "value": value, "ci_low": intervals[metric][0], "ci_high": intervals[metric][1],
              **published(metric, value, run, data)} for metric, value in scores.items()]
+    rows += calibration_rows(predictions["correct"].to_numpy(), scales)
     metrics = pd.DataFrame(rows, columns=METRICS_HEADER)
     metrics = metrics.assign(n=len(predictions), split=predictions["split"].iloc[0])
     common.write_csv(folder / "metrics.csv", metrics)
@@ -267,6 +275,157 @@ def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Calibration: is a prediction right as often as the model is sure of it?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def confidence_scales(
+    data: common.Data, test: common.TokenDataset, outputs: common.Outputs, predictions: pd.DataFrame
+) -> dict[str, np.ndarray]:
+    """The confidence in each prediction: `raw`, that of predictions.csv, and with the logits divided by `temperature`.
+
+    The temperature was fitted to the validation split of the run, at its best epoch. Empty for a kind whose predictions
+    come without a confidence.
+    """
+    kind, task = KINDS[data.task["kind"]], data.task
+    if not kind.confidence_is:
+        return {}
+    scaled = kind.confidences(outputs.logits, data.splits["test"], task, test, task["temperature"])
+    return {"raw": predictions["confidence"].to_numpy(np.float64), "temperature": scaled}
+
+
+def calibration_rows(correct: np.ndarray, scales: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The last rows of metrics.csv: aurc (of the raw confidence), ece and ece_temperature, with their intervals.
+
+    aurc has a percentile bootstrap. Chance alone makes a calibration error greater than 0 and resampling makes it
+    greater again, so that percentiles of the draws would lie too high: ece has the basic bootstrap's interval, twice
+    the figure less the percentiles (Davison & Hinkley 1997, eq. 5.6). It begins at 0 where answers that are right
+    with the very probabilities that the model states have as great an error in 5 % of draws or more (Bröcker & Smith
+    2007): such a model may be calibrated.
+    """
+    if not scales:
+        return []
+    groups, rng = np.unique(-scales["raw"], return_inverse=True)[1], np.random.default_rng(common.SPLIT_SEED)
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = {"aurc": np.array([risks(groups, correct, row).mean() for row in weights])}
+        for scale, confidence in scales.items():
+            by_chance = rng.random(weights.shape) < confidence
+            found[scale] = calibration_error(confidence, correct, weights)
+            found[f"calibrated {scale}"] = calibration_error(confidence, by_chance)
+        return found
+
+    value = figures(np.ones((1, len(correct))))
+    draws = common.resampled(len(correct), 2000, figures)
+    rows = [("aurc", value["aurc"][0], *np.percentile(draws["aurc"], [2.5, 97.5]))]
+    for scale in scales:
+        error = value[scale][0]
+        low, high = 2 * error - np.percentile(draws[scale], [97.5, 2.5])
+        low = 0.0 if (draws[f"calibrated {scale}"] >= error).mean() >= 0.05 else max(0.0, low)
+        rows.append(("ece" if scale == "raw" else f"ece_{scale}", error, low, max(error, high)))
+    return [dict(zip(("metric", "value", "ci_low", "ci_high"), row, strict=True)) for row in rows]
+
+
+def confidence_bins(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each example, int (examples,), by ascending confidence: MAX_BINS of equal mass, or fewer.
+
+    Equal confidences share a bin, that of their mean rank.
+    """
+    n = len(confidence)
+    bins = min(MAX_BINS, max(1, n // MIN_PER_BIN))
+    ranks = common.weighted_ranks(confidence, np.ones((1, n)))[0]
+    return np.minimum((bins * (ranks - 0.5) / n).astype(np.int64), bins - 1)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """ECE, (samples,): sum over bins of equal mass of n_bin / n * |accuracy - mean confidence| of the bin.
+
+    Naeini, Cooper & Hauskrecht 2015, with the bins of Nguyen & O'Connor 2015 (Nixon et al. 2019 compare the two).
+
+    Args:
+        confidence: (examples,).
+        correct: bool, (examples,) or (samples, examples).
+        weights: (samples, examples), how often an example occurs in each sample.
+    """
+    in_bin = np.eye(MAX_BINS)[confidence_bins(confidence)]  # (examples, bins)
+    gaps = np.atleast_2d(weights * (correct - confidence)) @ in_bin
+    return np.abs(gaps).sum(axis=1) / len(confidence)
+
+
+def risks(groups: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of wrong predictions among the k surest, for k = 1 .. n, (n,); their mean is the AURC.
+
+    Geifman, Uziel & El-Yaniv 2019 (section 2). Of equally sure predictions, the mean over their orders counts.
+
+    Args:
+        groups: int, (examples,): 0 for the surest, equal where the confidence is.
+        correct: bool, (examples,).
+        weights: (examples,), how often each occurs.
+    """
+    kept, wrong = (np.cumsum(np.bincount(groups, counted)) for counted in (weights, weights * ~correct))
+    numbers = np.arange(1, round(kept[-1]) + 1)
+    return np.interp(numbers, [0, *kept], [0, *wrong]) / numbers
+
+
+def write_calibration(
+    folder: Path, run: dict[str, Any], data: common.Data, correct: np.ndarray, scales: dict[str, np.ndarray],
+    metrics: pd.DataFrame,
+) -> None:
+    """Write calibration.csv, risk_coverage.csv and calibration.png, which shows both.
+
+    calibration.csv: a row per bin; accuracy is the share of right predictions (`correct` of predictions.csv), ci_low
+    and ci_high its Wilson interval. risk_coverage.csv: `risk` is the share of wrong ones among the `n` surest, which
+    are `coverage` of all and whose confidence is `confidence` or more; up to 100 rows per scale.
+    """
+    bins, curve = [], []
+    for scale, confidence in scales.items():
+        places = confidence_bins(confidence)
+        for place in np.unique(places):
+            held = places == place
+            right, n = int(correct[held].sum()), int(held.sum())
+            low, high = wilson(right, n)
+            bins.append({"scale": scale, "bin": place + 1, "n": n, "confidence": confidence[held].mean(),
+                         "accuracy": right / n, "ci_low": low, "ci_high": high})
+        risk = risks(np.unique(-confidence, return_inverse=True)[1], correct, np.ones(len(correct)))
+        numbers = np.unique(np.ceil(np.arange(1, 101) / 100 * len(correct)).astype(int))
+        curve.append(pd.DataFrame({
+            "scale": scale, "coverage": numbers / len(correct), "n": numbers,
+            "confidence": -np.sort(-confidence)[numbers - 1], "risk": risk[numbers - 1]}))
+    if scales:
+        tables = pd.DataFrame(bins), pd.concat(curve, ignore_index=True)
+        common.write_csv(folder / "calibration.csv", tables[0])
+        common.write_csv(folder / "risk_coverage.csv", tables[1])
+        draw_calibration(*tables, metrics.set_index("metric")["value"], folder / "calibration.png", run, data.task)
+
+
+def draw_calibration(
+    bins: pd.DataFrame, curve: pd.DataFrame, values: pd.Series, path: Path, run: dict[str, Any], task: dict[str, Any]
+) -> None:
+    """Draw calibration.csv on the left, risk_coverage.csv on the right."""
+    figure, (left, right) = common.new_figure(9, 4.2, ncols=2)
+    lowest = math.floor(10 * bins[["confidence", "ci_low"]].min(axis=None)) / 10
+    left.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, label="calibrated")
+    looks = {"raw": ("#0072B2", "o", "as the model gives it", "ece"),
+             "temperature": ("#D55E00", "s", f"at temperature {task['temperature']:.2f}", "ece_temperature")}
+    for scale, (color, marker, name, metric) in looks.items():
+        points, line = bins[bins["scale"] == scale], curve[curve["scale"] == scale]
+        bars = [points["accuracy"] - points["ci_low"], points["ci_high"] - points["accuracy"]]
+        left.errorbar(points["confidence"], points["accuracy"], yerr=bars, color=color, marker=marker, markersize=4,
+                      linewidth=1, elinewidth=0.6, label=f"{name}: ECE {values[metric]:.3f}")
+        right.plot(line["coverage"], line["risk"], color=color, linestyle="-" if scale == "raw" else "--",
+                   label=f"{name}: AURC {values['aurc']:.3f}" if scale == "raw" else name)
+    left.set(xlim=(lowest, 1.01), ylim=(lowest, 1.02), ylabel="share of right predictions",
+             xlabel=textwrap.fill(f"confidence: {KINDS[task['kind']].confidence_is}", 55))
+    right.set(xlim=(0, 1.01), ylim=(0, None), xlabel="coverage: share of predictions kept, the surest first",
+              ylabel="risk: share of wrong ones among them")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    note = common.figure_note(run, int(bins.loc[bins["scale"] == "raw", "n"].sum()))
+    figure.suptitle(f"{run['dataset']}, {run['model']}, seed {run['seed']}: calibration\n{note}".strip(), fontsize=10)
+    common.save_figure(figure, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What is printed
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -284,6 +443,11 @@ def print_summary(
     print(common.as_text(table))
     if not run["sample"]:
         print_published(run, data, main)
+    calibration = metrics[metrics["metric"].str.startswith("ece")]
+    if len(calibration):
+        print(f"calibration error of the confidence ({KINDS[data.task['kind']].confidence_is}): " + "; ".join(
+            f"{row.metric} {row.value:.4f} ({row.ci_low:.4f}-{row.ci_high:.4f})" for row in calibration.itertuples())
+            + f"; temperature {data.task['temperature']:.2f}, fitted on validation")
     row = timing.iloc[0]
     print(f"{row['examples_per_second']:.0f} examples/s, {row['tokens_per_second']:.0f} tokens/s, one example alone "
           f"{row['latency_ms_median']:.1f} ms (p95 {row['latency_ms_p95']:.1f}), {row['precision']} on {row['device']}")

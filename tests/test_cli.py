@@ -32,8 +32,8 @@ class TestRunFolder:
     def test_holds_the_files_of_the_contract_and_no_others(self, run_dir):
         assert {path.name for path in run_dir.iterdir()} == {
             "run.json", "train_texts.csv", "history.csv", "steps.csv", "learning_curve.png", "model", "predictions.csv",
-            "metrics.csv", "confusion.csv", "confusion.png", "timing.csv", "hidden_states.npz", "report_notes.md",
-            "report.md", "report.tex", "report.bib"}
+            "metrics.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png", "risk_coverage.csv",
+            "timing.csv", "hidden_states.npz"}
 
     def test_run_json_says_how_it_came_about(self, run_dir):
         run = common.read_json(run_dir / "run.json")
@@ -51,11 +51,14 @@ class TestRunFolder:
     def test_history_has_a_row_per_epoch_and_the_best_one_is_kept(self, run_dir):
         history = pd.read_csv(run_dir / "history.csv")
         assert list(history.columns) == ["epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy",
-                                         "eval_f1", "learning_rate", "seconds", "samples_per_second"]
+                                         "eval_f1", "eval_temperature", "learning_rate", "seconds",
+                                         "samples_per_second"]
         assert history["epoch"].tolist() == list(range(1, 13))
         training = common.read_json(run_dir / "run.json")["training"]
         assert training["best_epoch"] == history["epoch"][history["eval_accuracy"].idxmax()]
         assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
+        assert training["tuned"] == {
+            "temperature": history["eval_temperature"][history["epoch"] == training["best_epoch"]].item()}
 
     def test_steps_have_the_columns_of_the_contract(self, run_dir):
         steps = pd.read_csv(run_dir / "steps.csv")
@@ -87,6 +90,23 @@ class TestRunFolder:
         assert (scores["value"] <= scores["ci_high"]).all()
         assert {"macro_f1", "precision_equivalent", "recall_equivalent", "f1_not_equivalent"} <= set(scores.index)
         assert scores.loc["accuracy", "value"] > 31 / 48  # better than the majority label
+
+    def test_calibration_follows_from_the_predictions(self, run_dir):
+        table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
+        assert scores.index[-3:].tolist() == ["aurc", "ece", "ece_temperature"]
+        bins, curve = (pd.read_csv(run_dir / f"{name}.csv", encoding="utf-8-sig")
+                       for name in ("calibration", "risk_coverage"))
+        assert list(bins.columns) == ["scale", "bin", "n", "confidence", "accuracy", "ci_low", "ci_high"]
+        assert bins.groupby("scale")["n"].apply(list).to_dict() == {"raw": [24, 24], "temperature": [24, 24]}
+        for scale, metric in (("raw", "ece"), ("temperature", "ece_temperature")):
+            rows = bins[bins["scale"] == scale]
+            error = (rows["n"] * (rows["accuracy"] - rows["confidence"]).abs()).sum() / 48
+            assert scores.loc[metric, "value"] == pytest.approx(error)
+        assert (bins["accuracy"] * bins["n"]).sum() / 2 == pytest.approx(table["correct"].sum())
+        assert list(curve.columns) == ["scale", "coverage", "n", "confidence", "risk"]
+        whole = curve[curve["coverage"] == 1]
+        assert whole["risk"].tolist() == pytest.approx([1 - table["correct"].mean()] * 2)
+        assert curve[curve["scale"] == "raw"]["risk"].mean() == pytest.approx(scores.loc["aurc", "value"])
 
     def test_confusion_counts_the_predictions(self, run_dir):
         table, confusion = common.read_predictions(run_dir), pd.read_csv(run_dir / "confusion.csv", index_col="gold")

@@ -33,6 +33,9 @@ def check_files(folder, task):
     with np.load(folder / "hidden_states.npz", allow_pickle=False) as states:
         assert states["id"].tolist() == predictions["id"].tolist()
         assert np.isfinite(states["vector"]).all()
+    for name in ("calibration.csv", "risk_coverage.csv", "calibration.png"):
+        assert (folder / name).is_file() == bool(kind.confidence_is)
+    assert (metrics.index[-1] == "ece_temperature") == bool(kind.confidence_is)
     wrong = predictions[~predictions["correct"]]
     types = kind.error_types(wrong, task)
     assert len(types) == len(wrong)

@@ -408,7 +408,7 @@ class TestSpan:
             logits[row, 0] = null / 2
         tuned = self.kind.tune(logits, table, self.task, dataset)
         # answered:  none 1 right; 0: 2; 0, 1: 1; 0, 1, 2: 1; all: 2 -> the first of the best, between -4 and -1
-        assert tuned == {"null_threshold": -2.5}
+        assert tuned["null_threshold"] == -2.5
         predictions = self.kind.predict(logits, table, self.task | tuned, dataset)
         assert predictions["predicted"].tolist() == ["three four", "", "", ""]
         assert self.kind.metrics(predictions, self.task) == pytest.approx({
