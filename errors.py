@@ -96,6 +96,9 @@ leaves yours. Bring the sheet back as CSV in UTF-8, under its old name; .xlsx is
 - suspect gold label: the model is as sure of its wrong answer as it is on average where that answer is the gold label;
   not in slices.csv, as no right sample can have it
 - high confidence: the model gives its answer 0.9 or more
+
+## confidence, gold_confidence, margin (which confidence they are)
+{confidence}
 """
 
 
@@ -131,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     note = f"; {note}" if (note := figure_note(run, len(predictions))) else ""
     caption = f"{task['title']}; {run['model']}, seed {run['seed']}; {len(predictions)} samples{note}"
     write_rankings(folder, errors, sheet, caption)
-    write_codebook(folder)
-    write_report(folder)
+    write_codebook(folder, confidence := confidence_note(folder, task))
+    print(f"confidence: {confidence}")
     how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
     print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}{note}")
     return 0
@@ -478,13 +481,28 @@ def print_agreement(sheet: pd.DataFrame, column: str) -> None:
         print(f"{column} and {column}_2: Cohen's kappa {kappa:.2f} over {len(both)} rows that both filled in")
 
 
-def write_codebook(folder: Path) -> None:
+def confidence_note(folder: Path, task: dict[str, Any]) -> str:
+    """Which confidence the sheet shows, with its calibration error where evaluate.py has written metrics.csv."""
+    meaning, path = KINDS[task["kind"]].confidence_is, folder / "metrics.csv"
+    if not meaning:
+        return "none: a number comes without one"
+    note = f"{meaning}, raw: without the temperature of calibration.csv"
+    if path.is_file():
+        numbers = ["value", "ci_low", "ci_high"]
+        rows = read_csv(path, numbers, ["metric", *numbers])
+        for value, low, high in rows[rows["metric"] == "ece"][numbers].itertuples(index=False):
+            note += f"; its calibration error (ece in metrics.csv) is {value:.3f} ({low:.3f}-{high:.3f})"
+    return note
+
+
+def write_codebook(folder: Path, confidence: str) -> None:
     """Print the codebook's names; write codebook.md unless it is there, as a person may have added to it."""
     for section in CODEBOOK.split("\n## ")[1:3]:
         title, *entries = section.strip().splitlines()
         print(f"codebook.md, {title}: " + ", ".join(entry[2:].split(":")[0] for entry in entries))
     if not (folder / "codebook.md").is_file():
-        write_atomically(folder / "codebook.md", lambda temporary: temporary.write_text(CODEBOOK, encoding="utf-8"))
+        text = CODEBOOK.replace("{confidence}", confidence)
+        write_atomically(folder / "codebook.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def missing_parts(folder: Path, n_errors: int) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 import errors
+import evaluate
 from common import read_csv, write_csv, write_json
 
 TASK = {"title": "Toy", "text": ["text"], "kind": "classification", "labels": ["bad", "good"], "positive": "good"}
@@ -151,13 +152,28 @@ def test_tags_of_pairs_and_of_training_texts():
 @pytest.mark.parametrize(("gold", "predicted", "name"), [
     ("2.5", "-4.0", "over by 1.5"), ("in 1066", "", "missed answer"), ("a | b", "none", "missing a | b")])
 def test_every_kind_of_prediction_has_a_sheet(tmp_path, monkeypatch, gold, predicted, name):
-    monkeypatch.setitem(errors.KINDS, "any", SimpleNamespace(error_types=lambda wrong, task: [name] * len(wrong)))
+    monkeypatch.setitem(errors.KINDS, "any", SimpleNamespace(
+        error_types=lambda wrong, task: [name] * len(wrong), confidence_is=""))
     row = prediction(0, gold, predicted, math.nan, "x" * 40_000, second="b", abs_error=1.5)
     make_run(tmp_path, [row], {**TASK, "kind": "any", "text": ["text", "second"]})
     assert run_errors(tmp_path) == 0
     assert errors.read_sheet(tmp_path / "errors.csv").iloc[0, 1:8].tolist() == [
         f"text: {'x' * 31_994} [of 40016]", gold, predicted, "", "", "", name]
     assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == [name]
+
+
+def test_the_sheet_says_which_confidence_it_shows(tmp_path, capsys):
+    rows = [{"metric": name, "value": value, "ci_low": 0.01, "ci_high": 0.08, "n": 48, "split": "test"}
+            for name, value in (("accuracy", 0.9), ("ece", 0.0456), ("ece_temperature", 0.02))]
+    for folder, metrics, told in (
+            (tmp_path / "a", None, "calibration.csv\n"), (tmp_path / "b", rows, "0.046 (0.010-0.080)")):
+        make_run(folder, [prediction(0, "bad", "good")])
+        if metrics:
+            write_csv(folder / "metrics.csv", pd.DataFrame(metrics, columns=evaluate.METRICS_HEADER))
+        assert run_errors(folder) == 0
+        for text in (capsys.readouterr().out, (folder / "codebook.md").read_text(encoding="utf-8")):
+            assert "softmax probability of the predicted label, raw: without the temperature" in text
+            assert told in text
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS, TEXTS), min_size=1, max_size=4), RESAVED)
