@@ -36,6 +36,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -962,6 +963,32 @@ class Kind:
         """What colour and shape stand for in pictures, per row of predictions.csv: the gold label."""
         return table["gold"]
 
+    def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """What simple models that learn from `train` in seconds predict for `test`, by their names: a floor for ours.
+
+        The most frequent label, and scikit-learn's logistic regression over TF-IDF, with its own defaults.
+
+        Args:
+            train: train_texts.csv, the text columns and `label`, named as predictions.csv names it.
+            test: the rows of predictions.csv.
+            task: the task that both are of.
+
+        Returns:
+            Tables in the order of `test` with what figures() reads of predictions.csv: gold, predicted, correct, and
+            the probability of the positive label where the task has one.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        train_features, test_features = tfidf(train, test, task["text"])
+        model = LogisticRegression(max_iter=1000).fit(train_features, train["label"])
+        tables = {"majority": judged(test, most_frequent(train["label"])),
+                  "tfidf + logistic regression": judged(test, model.predict(test_features))}
+        if "positive" in task:
+            probabilities = model.predict_proba(test_features)[:, list(model.classes_).index(task["positive"])]
+            for table, column in zip(tables.values(), (0.5, probabilities), strict=True):
+                table[f"prob_{task['positive']}"] = column
+        return tables
+
 
 class Classification(Kind):
     """One label of a closed set, for one text or a pair. label: int64, the position in task["labels"]."""
@@ -1145,6 +1172,20 @@ class Regression(Kind):
         """The step of the scale, where the table has it."""
         return table["gold_step"] if "gold_step" in table else pd.Series("all", table.index)
 
+    def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """The mean of the labels, and ridge regression over TF-IDF."""
+        from sklearn.linear_model import Ridge
+
+        numbers = train["label"].astype("float64")
+        train_features, test_features = tfidf(train, test, task["text"])
+        predicted = Ridge().fit(train_features, numbers).predict(test_features)
+        return {"mean": judged(test, numbers.mean()), "tfidf + ridge": judged(test, predicted)}
+
+    def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
+        """over or under; by how much stands in abs_error."""
+        too_high = wrong["predicted"].astype("float64") > wrong["gold"].astype("float64")
+        return ["over" if over else "under" for over in too_high]
+
 
 class Multilabel(Kind):
     """Any number of labels. label: a tuple of 0 and 1, one per label; task["label"] lists their columns."""
@@ -1242,6 +1283,20 @@ class Multilabel(Kind):
                  for lost, false in zip(gold & ~predicted, ~gold & predicted, strict=True))
         return ["; ".join(f"{what} {', '.join(found)}" for what, found in part if len(found)) for part in parts]
 
+    def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """The most frequent set of labels, and a logistic regression over TF-IDF for each label."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.multiclass import OneVsRestClassifier
+
+        sets = sets_of_names(train["label"], task["labels"])
+        train_features, test_features = tfidf(train, test, task["text"])
+        with warnings.catch_warnings():  # a label that all or none of the training texts have is predicted so
+            warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+            model = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(train_features, sets)
+        predicted = names_of_sets(model.predict(test_features) > 0, task["labels"])
+        return {"majority": judged(test, most_frequent(train["label"])),
+                "tfidf + logistic regression": judged(test, predicted)}
+
 
 class MultipleChoice(Classification):
     """One of the options that each example brings, in the columns task["options"]. label: int64, the option's place."""
@@ -1272,6 +1327,20 @@ class MultipleChoice(Classification):
     def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
         """chosen -> gold."""
         return [f"{chosen} -> {gold}" for chosen, gold in zip(wrong["predicted"], wrong["gold"], strict=True)]
+
+    def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """The most frequent place, and the option whose pair with the text a logistic regression finds likeliest."""
+        from sklearn.linear_model import LogisticRegression
+
+        text, options, labels = task["text"][0], task["options"], np.array(task["labels"], dtype=object)
+        pairs = [pd.DataFrame({"text": table[text].repeat(len(options)), "option": table[options].to_numpy().ravel()})
+                 for table in (train, test)]
+        is_gold = (train["label"].to_numpy()[:, None] == labels).ravel()
+        train_features, test_features = tfidf(*pairs, ["text", "option"])
+        scores = LogisticRegression(max_iter=1000).fit(train_features, is_gold).decision_function(test_features)
+        chosen = labels[scores.reshape(-1, len(options)).argmax(axis=1)]
+        return {"majority": judged(test, most_frequent(train["label"])),
+                "tfidf + logistic regression": judged(test, chosen)}
 
 
 ANSWERABLE = ("no answer", "answerable")  # the groups of extractive question answering in pictures, the positive last
@@ -1518,6 +1587,11 @@ class Span(Kind):
                 "partial span" if float(f1) > 0 else "wrong span"
                 for gold, predicted, f1 in zip(wrong["gold"], wrong["predicted"], wrong["f1"], strict=True)]
 
+    def baselines(self, _train: pd.DataFrame, test: pd.DataFrame, _task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """No answer to any question: right, word for word, where there is none."""
+        table = judged(test, "")
+        return {"no answer": table.assign(f1=table["correct"].astype("float64"))}
+
 
 class Answers(Kind):
     """One answer of a closed set of hundreds. label: the answer's text, so that one outside the set stays readable."""
@@ -1555,6 +1629,21 @@ class Answers(Kind):
     def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
         """chosen -> gold."""
         return [f"{chosen} -> {gold}" for chosen, gold in zip(wrong["predicted"], wrong["gold"], strict=True)]
+
+    def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
+        """The most frequent answer, and naive Bayes over the question's TF-IDF.
+
+        For thousands of answers and a million questions a logistic regression would take hours.
+        """
+        from sklearn.naive_bayes import MultinomialNB
+
+        train_features, test_features = tfidf(train, test, task["text"])
+        model, answers = MultinomialNB(), np.unique(train["label"])
+        for first in range(0, len(train), 10_000):  # fit() makes a dense column per answer
+            part = slice(first, first + 10_000)
+            model.partial_fit(train_features[part], train["label"].iloc[part], classes=answers)
+        return {"majority": judged(test, most_frequent(train["label"])),
+                "tfidf + naive Bayes": judged(test, model.predict(test_features))}
 
 
 class ImageDataset(TokenDataset):
@@ -1658,6 +1747,36 @@ def confusion_table(gold: Any, predicted: Any, labels: list[str]) -> pd.DataFram
 
     counts = metrics.confusion_matrix(gold, predicted, labels=labels)
     return pd.DataFrame(counts, columns=labels).assign(gold=labels)[["gold", *labels]]
+
+
+def most_frequent(labels: pd.Series) -> Any:
+    """The label that occurs most often; of several, the first in the alphabet."""
+    return labels.mode().iloc[0]
+
+
+def judged(test: pd.DataFrame, predicted: Any) -> pd.DataFrame:
+    """gold of `test`, predicted (a column, or one value for all) and whether they are equal."""
+    return test[["gold"]].assign(predicted=predicted, correct=test["gold"] == predicted)
+
+
+def tfidf(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> list[Any]:
+    """TF-IDF over the words and marks of `train`, sparse float64 (examples, features), of train and of test.
+
+    A pair of texts a and b is [a, b, |a - b|, a * b] (Conneau et al. 2017, section 3.1), so that a linear model sees
+    what they share.
+    """
+    from scipy import sparse  # comes with scikit-learn
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=50_000)
+    vectorizer.fit(chain.from_iterable(train[name] for name in columns))
+    features = []
+    for table in (train, test):
+        texts = [vectorizer.transform(table[name]) for name in columns]
+        if len(texts) == 2:
+            texts += [abs(texts[0] - texts[1]), texts[0].multiply(texts[1])]
+        features.append(sparse.hstack(texts, format="csr"))
+    return features
 
 
 def resampled(

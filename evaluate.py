@@ -1,10 +1,11 @@
 """Predict the test split with the best epoch of a run, and score it beside the published figures.
 
     python evaluate.py --dataset mrpc                the newest finished run of the data set
+    python evaluate.py --dataset mrpc --baselines    and, as a floor, what models without a neural network score
     python evaluate.py --run runs/mrpc/sample/seed42
 
 Writes predictions.csv, metrics.csv, confusion.csv and .png, calibration.csv and .png, risk_coverage.csv, timing.csv and
-hidden_states.npz into the run folder.
+hidden_states.npz into the run folder; with --baselines, baselines.csv.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from errors import wilson
 
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
+BASELINES_HEADER = ["baseline", "metric", "value", "ci_low", "ci_high", "n"]
 LATENCY_EXAMPLES = 50  # predicted one by one for the latency of a single example
 SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classes of models: fewer parameters than this
 OTHER_SIZES = {"linear": "a linear model", "ensemble": "an ensemble", "human": "people",
@@ -40,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
                        help="examples per forward pass")
     group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"],
                        help="off: the precision that the run was trained in")
+    group.add_argument("--baselines", action="store_true",
+                       help="also score the most frequent label and TF-IDF with a linear model, fitted to the run's "
+                       "training texts: seconds, minutes for hundreds of thousands; once there, every call renews them")
     return parser
 
 
@@ -60,8 +65,11 @@ def evaluate_run(args: argparse.Namespace) -> None:
     scales = confidence_scales(data, test, outputs, predictions)
     metrics = write_metrics(folder, run, data, predictions, scales)
     write_calibration(folder, run, data, predictions["correct"].to_numpy(), scales, metrics)
+    baselines = pd.DataFrame(columns=BASELINES_HEADER)
+    if args.baselines or (folder / "baselines.csv").is_file():
+        baselines = write_baselines(folder, run, data, predictions)
     common.write_csv(folder / "timing.csv", timing)
-    print_summary(folder, run, data, metrics, timing)
+    print_summary(folder, run, data, metrics, timing, baselines)
 
 
 def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -426,18 +434,45 @@ def draw_calibration(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Baselines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_baselines(folder: Path, run: dict[str, Any], data: common.Data, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Write baselines.csv and return it: the main metrics of what kind.baselines() learns from the run's own texts."""
+    kind, task = KINDS[data.task["kind"]], data.task
+    path, names = Path(run["model_dir"]).parent / "train_texts.csv", ["id", *common.text_columns(task), "label"]
+    train = common.read_csv(path, required=["id", "label"])
+    if len(train.columns) != len(names):
+        raise UserError(f"--baselines: {path} has the columns {', '.join(train.columns)}, {task['key']} "
+                        f"{', '.join(names)}: what learns from the one can't be tested on the other")
+    rows = []
+    for name, table in kind.baselines(train.set_axis(names, axis=1), predictions, task).items():
+        values, draws = kind.metrics(table, task), kind.resample(table, task)
+        for metric in task["metrics"]:
+            low, high = np.percentile(draws[metric], [2.5, 97.5])
+            rows.append([name, metric, values[metric], low, high, len(table)])
+    baselines = pd.DataFrame(rows, columns=BASELINES_HEADER)
+    common.write_csv(folder / "baselines.csv", baselines)
+    return baselines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What is printed
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def print_summary(
-    folder: Path, run: dict[str, Any], data: common.Data, metrics: pd.DataFrame, timing: pd.DataFrame
+    folder: Path, run: dict[str, Any], data: common.Data, metrics: pd.DataFrame, timing: pd.DataFrame,
+    baselines: pd.DataFrame,
 ) -> None:
     """Print the figures a reader looks for first; metrics.csv has them all."""
     main = metrics.head(len(data.task["metrics"]))
     table = pd.DataFrame({
         "metric": main["metric"], "ours": main["value"].map("{:.4f}".format),
         "95 % interval": [f"{low:.4f}-{high:.4f}" for low, high in zip(main["ci_low"], main["ci_high"], strict=True)]})
+    for name, rows in baselines.groupby("baseline", sort=False):
+        table[name] = rows["value"].map("{:.4f}".format).tolist()
     print(f"{data.task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
           f"{run['training']['metric']}), {len(data.splits['test'])} test examples ({main['split'].iloc[0]})")
     print(common.as_text(table))

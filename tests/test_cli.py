@@ -142,6 +142,24 @@ class TestRunFolder:
         assert evaluate.main(["--run", str(tmp_path / "run"), "--max-eval-samples", "20"]) == 0
         assert set(pd.read_csv(tmp_path / "run" / "metrics.csv")["n"]) == {20}
 
+    def test_baselines_stand_beside_ours_and_are_renewed(self, run_dir, tmp_path, capsys):
+        import shutil
+
+        shutil.copytree(run_dir, tmp_path / "run")
+        assert evaluate.main(["--run", str(tmp_path / "run"), "--baselines"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split("  ")[0::2][:1] == ["metric"]
+        assert "majority  tfidf + logistic regression" in lines[1]
+        table = pd.read_csv(tmp_path / "run" / "baselines.csv", encoding="utf-8-sig")
+        assert list(table.columns) == evaluate.BASELINES_HEADER
+        assert table["metric"].tolist() == ["accuracy", "f1"] * 2
+        assert table["value"][0] == pytest.approx(31 / 48)
+        assert f"{table['value'][2]:.4f}" in lines[2]
+        assert (table["ci_low"] <= table["value"]).all()
+        assert (table["value"] <= table["ci_high"]).all()
+        assert evaluate.main(["--run", str(tmp_path / "run"), "--max-eval-samples", "20"]) == 0
+        assert set(pd.read_csv(tmp_path / "run" / "baselines.csv")["n"]) == {20}
+
     def test_same_seed_same_figures_other_seed_others(self, tmp_path):
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
             assert train.main([*TRAIN, "--seed", str(seed), "--run", str(tmp_path / name)]) == 0

@@ -33,6 +33,10 @@ def check_files(folder, task):
     with np.load(folder / "hidden_states.npz", allow_pickle=False) as states:
         assert states["id"].tolist() == predictions["id"].tolist()
         assert np.isfinite(states["vector"]).all()
+    baselines = pd.read_csv(folder / "baselines.csv", encoding="utf-8-sig")
+    assert set(baselines["metric"]) == set(task["metrics"])
+    assert set(baselines["n"]) == {len(predictions)}
+    assert baselines["value"].notna().all()
     for name in ("calibration.csv", "risk_coverage.csv", "calibration.png"):
         assert (folder / name).is_file() == bool(kind.confidence_is)
     assert (metrics.index[-1] == "ece_temperature") == bool(kind.confidence_is)
@@ -48,7 +52,7 @@ def test_trains_and_evaluates(key, runs_dir):
     folder = runs_dir / key / "sample" / "seed42"
     assert common.read_json(folder / "run.json")["training"]["steps"] == 2 * (
         -(-len(pd.read_csv(folder / "train_texts.csv")) // 32))
-    assert evaluate.main(["--run", str(folder)]) == 0
+    assert evaluate.main(["--run", str(folder), "--baselines"]) == 0
     check_files(folder, common.read_json(folder / "run.json")["task"])
 
 
@@ -61,7 +65,7 @@ def test_a_key_without_a_train_split_is_tested_with_another_keys_run(key, runs_d
     assert train.main(["--dataset", key, *SMALL, "--runs-dir", str(runs_dir)]) == 2
     assert f"has no train split; train on {trained_on}" in capsys.readouterr().err
     before = {path.name for path in folder.iterdir()}
-    assert evaluate.main(["--run", str(folder), "--dataset", key]) == 0
+    assert evaluate.main(["--run", str(folder), "--dataset", key, "--baselines"]) == 0
     assert {path.name for path in folder.iterdir()} == before | {f"on-{key}"}
     check_files(folder / f"on-{key}", common.read_json(folder / f"on-{key}" / "run.json")["task"])
 

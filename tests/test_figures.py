@@ -1,9 +1,11 @@
-"""Intervals against scipy's bootstrap, and the comparison with published figures."""
+"""Intervals against scipy's bootstrap, baselines against scikit-learn, and the comparison with published figures."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn import dummy, linear_model, metrics, multiclass, naive_bayes
+from sklearn.feature_extraction.text import TfidfVectorizer
 from test_kinds import task_of
 
 import common
@@ -85,6 +87,116 @@ def test_intervals_equal_scipys_percentile_bootstrap(case):
     assert draws.std(ddof=1) == pytest.approx(theirs.standard_error, rel=0.08)
     for ours, end in zip(np.percentile(draws, [2.5, 97.5]), theirs.confidence_interval, strict=True):
         assert abs(ours - end) < 0.3 * theirs.standard_error
+
+
+# ---- Baselines ------------------------------------------------------------------------------------------------------
+
+TEXTS = ["good film, great cast", "a good story", "great fun", "bad film", "a bad, bad story", "no fun", "so good"]
+TESTS = ["a great story", "bad cast", "fun!", "an unseen thing"]
+
+
+def texts_of(texts, labels, column="label", **more):
+    return pd.DataFrame({"id": [f"x-{i}" for i in range(len(texts))], "text": texts, **more, column: labels})
+
+
+def features(train=TEXTS, test=TESTS):
+    """Of one text: scikit-learn's own TF-IDF, every word and mark a term."""
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]").fit(train)
+    return vectorizer.transform(train), vectorizer.transform(test)
+
+
+class TestBaselines:
+    def test_of_classification(self):
+        labels = ["good", "good", "good", "bad", "bad", "bad", "good"]
+        test = texts_of(TESTS, ["good", "bad", "good", "bad"], "gold")
+        task = {"text": ["text"], "labels": ["bad", "good"], "positive": "good", "metrics": ["auroc"]}
+        tables = KINDS["classification"].baselines(texts_of(TEXTS, labels), test, task)
+        assert list(tables) == ["majority", "tfidf + logistic regression"]
+        train_features, test_features = features()
+        floor = dummy.DummyClassifier().fit(train_features, labels)
+        model = linear_model.LogisticRegression().fit(train_features, labels)
+        for table, reference in zip(tables.values(), (floor, model), strict=True):
+            assert table["predicted"].tolist() == reference.predict(test_features).tolist()
+            assert table["gold"].tolist() == test["gold"].tolist()
+            assert table["correct"].tolist() == (table["gold"] == table["predicted"]).tolist()
+        np.testing.assert_allclose(tables["tfidf + logistic regression"]["prob_good"],
+                                   model.predict_proba(test_features)[:, 1])
+        scores = [KINDS["classification"].metrics(table, task)["auroc"] for table in tables.values()]
+        assert scores == pytest.approx([0.5, metrics.roc_auc_score(
+            test["gold"] == "good", model.predict_proba(test_features)[:, 1])])
+
+    def test_a_pair_shows_what_its_texts_share(self):
+        """By the words alone the pairs can't be told apart: each word is in as many equal pairs as in others."""
+        words = ["red", "blue", "green", "grey"]
+        pairs = [(first, second) for first in words for second in words] * 3
+        table = pd.DataFrame(pairs, columns=["one", "two"]).assign(
+            label=["same" if first == second else "other" for first, second in pairs])
+        table = pd.concat([table, table[table["label"] == "same"], table[table["label"] == "same"]])
+        predicted = KINDS["classification"].baselines(
+            table, table.rename(columns={"label": "gold"}), {"text": ["one", "two"], "labels": ["other", "same"]})
+        assert predicted["tfidf + logistic regression"]["correct"].all()
+        first, second = common.tfidf(table, table.head(2), ["one", "two"])
+        assert first.shape == (72, 16)
+        np.testing.assert_allclose(second.toarray()[0], np.concatenate([*2 * [second.toarray()[0, :4]], np.zeros(4),
+                                                                        second.toarray()[0, :4]]))
+
+    def test_of_regression(self):
+        numbers = [2.0, 1.0, 1.5, -2.0, -1.5, -1.0, 1.0]
+        task, test = task_of("regression"), texts_of(TESTS, [1.0, -1.0, 1.0, 0.0], "gold")
+        tables = KINDS["regression"].baselines(texts_of(TEXTS, [str(number) for number in numbers]), test, task)
+        train_features, test_features = features()
+        ridge = linear_model.Ridge().fit(train_features, numbers).predict(test_features)
+        np.testing.assert_allclose(tables["tfidf + ridge"]["predicted"], ridge)
+        assert tables["mean"]["predicted"].tolist() == pytest.approx([np.mean(numbers)] * 4)
+        scores = {name: KINDS["regression"].metrics(table, task) for name, table in tables.items()}
+        assert scores["mean"]["pearson"] == 0
+        assert scores["tfidf + ridge"]["mse"] == pytest.approx(metrics.mean_squared_error(test["gold"], ridge))
+
+    def test_of_multilabel(self):
+        sets = np.array([[1, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 1, 1], [1, 0, 1]], dtype=bool)
+        task, names = task_of("multilabel"), common.names_of_sets(sets, list("abc"))
+        tables = KINDS["multilabel"].baselines(texts_of(TEXTS, names), texts_of(TESTS, ["a | c"] * 4, "gold"), task)
+        train_features, test_features = features()
+        model = multiclass.OneVsRestClassifier(linear_model.LogisticRegression()).fit(train_features, sets[:, :2])
+        expected = np.column_stack([model.predict(test_features), np.ones(4)]) > 0  # all have c
+        assert tables["tfidf + logistic regression"]["predicted"].tolist() == common.names_of_sets(
+            expected, list("abc")).tolist()
+        assert tables["majority"]["predicted"].tolist() == ["a | c"] * 4
+        assert KINDS["multilabel"].metrics(tables["majority"], task)["exact_match"] == 1
+
+    def test_of_multiple_choice(self):
+        """The right option shares a word with the text, and mostly stands first."""
+        rows = [("the cat sat", "a cat", "a dog", "1"), ("one dog ran", "big dog", "big cat", "1"),
+                ("fish swim", "a bird", "fish", "2"), ("the bird sang", "bird", "cat", "1")] * 3
+        train = pd.DataFrame(rows, columns=["text", "one", "two", "label"])
+        test = pd.DataFrame([("a cat ran", "dog", "cat", "2"), ("the fish", "fish", "bird", "1")],
+                            columns=["text", "one", "two", "gold"])
+        tables = KINDS["multiple_choice"].baselines(train, test, task_of("multiple_choice"))
+        assert tables["majority"]["predicted"].tolist() == ["1", "1"]
+        assert tables["tfidf + logistic regression"]["predicted"].tolist() == ["2", "1"]
+
+    def test_of_span(self):
+        test = pd.DataFrame({"gold": ["cat", "", "a | b"]})
+        tables = KINDS["span"].baselines(pd.DataFrame(), test, task_of("span"))
+        assert KINDS["span"].metrics(tables["no answer"], task_of("span")) == pytest.approx({
+            "f1": 1 / 3, "exact": 1 / 3, "has_ans_exact": 0, "has_ans_f1": 0, "no_ans_exact": 1, "no_ans_f1": 1})
+
+    @pytest.mark.parametrize("name", ["answers", "visual"])
+    def test_of_answers(self, name):
+        answers = ["yes", "yes", "no", "cat", "cat", "cat", "dog"]
+        test = texts_of(TESTS, ["yes", "zebra", "no", "cat"], "gold")
+        tables = KINDS[name].baselines(texts_of(TEXTS, answers), test, task_of(name))
+        train_features, test_features = features()
+        model = naive_bayes.MultinomialNB().fit(train_features, answers)
+        assert tables["tfidf + naive Bayes"]["predicted"].tolist() == model.predict(test_features).tolist()
+        assert tables["majority"]["predicted"].tolist() == ["cat"] * 4
+        assert KINDS[name].metrics(tables["majority"], task_of(name)) == {"accuracy": 0.25}
+
+    def test_other_columns_than_the_runs_are_refused(self, tmp_path):
+        common.write_csv(tmp_path / "train_texts.csv", texts_of(["a"], ["x"], second=["b"]))
+        data = common.Data({"kind": "classification", "key": "k", "text": ["t"]}, {}, {})
+        with pytest.raises(common.UserError, match="columns id, text, second, label, k id, t, label"):
+            evaluate.write_baselines(tmp_path, {"model_dir": str(tmp_path / "model")}, data, pd.DataFrame())
 
 
 # ---- Published figures ----------------------------------------------------------------------------------------------
