@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     write_rankings(folder, errors, sheet, caption)
     write_codebook(folder, confidence := confidence_note(folder, task))
     print(f"confidence: {confidence}")
+    write_report(folder)
     how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
     print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}{note}")
     return 0

@@ -9,6 +9,7 @@ hidden_states.npz into the run folder; with --baselines, baselines.csv.
 """
 
 import argparse
+import contextlib
 import math
 import sys
 import textwrap
@@ -22,6 +23,7 @@ import pandas as pd
 import common
 from common import KINDS, UserError, command
 from errors import wilson
+from visualize import write_report
 
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
@@ -31,6 +33,7 @@ SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classe
 OTHER_SIZES = {"linear": "a linear model", "ensemble": "an ensemble", "human": "people",
                "other": "of another kind or an unknown size"}
 MAX_BINS, MIN_PER_BIN = 15, 20  # of the calibration error: bins, and examples in a bin
+FEW_EXAMPLES = 3000  # with fewer test examples an accuracy's interval is some three points wide or more
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,16 +54,27 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Evaluate the run that the flags name; returns the exit code."""
-    evaluate_run(build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    is_first = common.launched()[0] == 0
+    with contextlib.redirect_stdout(sys.stdout if is_first else None):  # one of several processes speaks and writes
+        run, metrics = evaluate_run(args)
+        if is_first:
+            print_worth(run, metrics.iloc[0])
     return 0
 
 
-def evaluate_run(args: argparse.Namespace) -> None:
-    """Load the run, predict, score, write, print."""
-    folder, run = find_run(args)
-    data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
-    folder, run = adopt(folder, run, data)
+def evaluate_run(args: argparse.Namespace) -> tuple[dict[str, Any], pd.DataFrame | None]:
+    """Load the run, predict, score, write, print; returns run.json of the results and metrics.csv.
+
+    Of several processes the first alone writes; the others return None for metrics.csv.
+    """
+    with common.first_process_first():
+        folder, run = find_run(args)
+        data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
+        folder, run = adopt(folder, run, data)
     test, outputs, timing = predict(args, run, data)
+    if common.launched()[0] > 0:
+        return run, None
     predictions = write_predictions(folder, data, test, outputs)
     scales = confidence_scales(data, test, outputs, predictions)
     metrics = write_metrics(folder, run, data, predictions, scales)
@@ -69,7 +83,9 @@ def evaluate_run(args: argparse.Namespace) -> None:
     if args.baselines or (folder / "baselines.csv").is_file():
         baselines = write_baselines(folder, run, data, predictions)
     common.write_csv(folder / "timing.csv", timing)
+    write_report(folder)
     print_summary(folder, run, data, metrics, timing, baselines)
+    return run, metrics
 
 
 def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -509,6 +525,15 @@ def print_published(run: dict[str, Any], data: common.Data, main: pd.DataFrame) 
         print("; ".join([f"ours: size {size_class(parameters)} ({parameters / 1e6:.1f} M parameters), split "
                          f"{main['split'].iloc[0]}", *what_is_ours(run, data)]))
         print("".join(f"{remark}\n" for remark in remarks), end="")
+
+
+def print_worth(run: dict[str, Any], row: pd.Series) -> None:
+    """Print what the main figure of a single seed on a small test set is worth; nothing where there are more seeds."""
+    seeds = [common.read_json(path) for path in Path(run["model_dir"]).parents[1].glob("seed*/run.json")]
+    if row["n"] < FEW_EXAMPLES and sum(bool(seed.get("finished")) for seed in seeds) < 2 and not run["sample"]:
+        width = 100 * (row["ci_high"] - row["ci_low"])
+        print(f"one seed, {row['n']} test examples: another test set of that size may move {row['metric']} within an "
+              f"interval of {width:.1f} points; another seed moves it too: train.py --seeds 1 2 3 says how much")
 
 
 if __name__ == "__main__":

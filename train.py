@@ -1,10 +1,12 @@
 """Fine-tune a pretrained model on a task of the catalog, or on a file of your own.
 
     python train.py --dataset mrpc
+    python train.py --dataset mrpc --seeds 1 2 3     several runs, evaluated: how much the seed moves the figures
     python train.py --dataset my.csv --text-column text --label-column label
     python train.py --dataset mrpc --sample          no network, half a minute, figures without meaning
 
-The loop is CustomTrainer in common.py. What is written stands in runs/<dataset>/<model>/seed<k>/.
+The loop is CustomTrainer in common.py. What is written stands in runs/<dataset>/<model>/seed<k>/; of several seeds,
+seeds.csv and learning_curve.png stand beside their folders.
 """
 
 import argparse
@@ -22,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import common
+import evaluate
 from common import KINDS, Data, UserError, command
 from visualize import changed_by_hand, draw_learning_curve, write_report
 
@@ -97,8 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
                        help="torch.compile the model: minutes at the start, faster steps on a GPU")
 
     group = parser.add_argument_group("run")
-    group.add_argument("--seeds", type=common.non_negative_int, nargs="+", metavar="N", help="train once per seed")
-    group.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    group.add_argument("--seeds", type=common.non_negative_int, nargs="+", metavar="N",
+                       help="train and evaluate a run per seed; seeds.csv and the learning curves of all")
+    group.add_argument("--resume", action="store_true",
+                       help="go on from the last checkpoint of the run; with --seeds: keep the runs that are finished, "
+                       "go on with the one that is not, start the others, and evaluate them all again")
     group.add_argument("--save-steps", type=common.positive_int, metavar="N",
                        help="checkpoint every N optimizer steps too; off: after each epoch")
     group.add_argument("--logging-steps", type=common.positive_float, default=0.005, metavar="N",
@@ -123,9 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     complete(args)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of several processes each would warn of what does no harm
     with contextlib.redirect_stdout(sys.stdout if common.launched()[0] == 0 else None):  # one process speaks
-        for seed in args.seeds or [args.seed]:
-            args.seed = seed
-            train(args, argv if argv is not None else sys.argv[1:])
+        (train_seeds if args.seeds else train)(args, argv if argv is not None else sys.argv[1:])
     return 0
 
 
@@ -139,6 +144,8 @@ def complete(args: argparse.Namespace) -> None:
         raise UserError("give --resume or --overwrite, not both")
     if args.run and args.seeds:
         raise UserError("--run names one folder; it can't hold several --seeds")
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice")
     sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if sharded:
         raise UserError(f"the loop does not shard a model ({sharded[0]}): use accelerate's MULTI_GPU or MULTI_CPU; "
@@ -153,13 +160,46 @@ def complete(args: argparse.Namespace) -> None:
     args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
 
 
+def train_seeds(args: argparse.Namespace, argv: list[str]) -> None:
+    """A run per seed, each evaluated, then seeds.csv and learning_curve.png in the folder above theirs."""
+    runs = [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in args.seeds]
+    folders = [common.run_folder(one) for one in runs]
+    kept = [args.resume and is_finished(folder) for folder in folders]
+    for one, folder in zip(runs, folders, strict=True):
+        find_checkpoint(folder, one)  # what is in the way of the last one is said before the first one trains for hours
+    for one, folder, is_kept in zip(runs, folders, kept, strict=True):
+        if is_kept:
+            print(f"seed {one.seed}: finished before, kept as it is in {folder}")
+        else:
+            train(one, argv)
+        evaluate.evaluate_run(evaluate.build_parser().parse_args([
+            "--run", str(folder), "--data-dir", str(args.data_dir),
+            "--per-device-eval-batch-size", str(args.per_device_eval_batch_size)]))
+    if common.launched()[0] == 0:
+        draw_learning_curve(folders, folders[0].parent / "learning_curve.png")
+        write_seeds(folders[0].parent / "seeds.csv", folders, args.seeds)
+
+
+def write_seeds(path: Path, folders: list[Path], seeds: list[int]) -> None:
+    """Write seeds.csv: mean, sample standard deviation, least and greatest of each test metric over the seeds."""
+    tables = [common.read_csv(folder / "metrics.csv", ["value"], ["metric"]) for folder in folders]
+    values = pd.concat([table.set_index("metric")["value"] for table in tables], axis=1)
+    summary = pd.DataFrame({"mean": values.mean(axis=1), "sd": values.std(axis=1, ddof=1), "n": len(seeds),
+                            "min": values.min(axis=1), "max": values.max(axis=1), "seeds": " ".join(map(str, seeds))})
+    common.write_csv(path, summary.reset_index(names="metric"))
+    main = summary.loc[common.read_json(folders[0] / "run.json")["task"]["metrics"]]
+    print(f"{len(seeds)} seeds, test, mean +- standard deviation: "
+          + ", ".join(f"{row.Index} {row.mean:.4f} +- {row.sd:.4f}" for row in main.itertuples())
+          + f"; written to {path}")
+
+
 def train(args: argparse.Namespace, argv: list[str]) -> None:
     """One run: data, model, loop, model/ and run.json."""
     folder, is_first = common.run_folder(args), common.launched()[0] == 0
     with common.first_process_first():
-        checkpoint = resume_from(folder, args) if args.resume else None
-        if is_first and not args.resume:
-            make_room(folder, args)
+        checkpoint = find_checkpoint(folder, args)
+        if is_first and checkpoint is None and (folder / "run.json").is_file():
+            remove_old_run(folder)
         if is_first:
             common.remove_leftovers(folder)
     with common.first_process_first():
@@ -186,33 +226,38 @@ def train(args: argparse.Namespace, argv: list[str]) -> None:
         finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
 
 
-def resume_from(folder: Path, args: argparse.Namespace) -> Path:
-    """The checkpoint to go on from, the newest that is whole; UserError where there is none or the flags differ."""
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / "run.json").is_file() and bool(common.read_json(folder / "run.json")["finished"])
+
+
+def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
+    """The checkpoint that --resume goes on from; None where there is nothing to go on from, nor anything in the way.
+
+    UserError: a run that neither --resume nor --overwrite may touch, nothing to resume, or a run of other flags.
+    """
     before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
-    checkpoints = common.whole_checkpoints(folder) if before and not before["finished"] else []
-    if not checkpoints:
-        state = "holds a finished run" if before and before["finished"] else "holds no checkpoint"
+    finished = is_finished(folder)
+    checkpoints = common.whole_checkpoints(folder) if args.resume and not finished else []
+    if args.resume and not args.seeds and (before is None or finished or not checkpoints):
+        state = "holds a finished run" if finished else "holds no checkpoint"
         raise UserError(f"nothing to resume: {folder} {state}; leave --resume out")
-    args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
-    changed = {f"--{name.replace('_', '-')}": (before["args"][name], getattr(args, name))
-               for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))}
-    if before["hardware"]["processes"] != common.launched()[1]:  # the order of the examples hangs on it
-        changed["the number of processes"] = before["hardware"]["processes"], common.launched()[1]
-    if changed:
-        differences = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changed.items())
-        raise UserError(f"--resume goes on with the run's own flags; these differ: {differences}")
-    return checkpoints[-1]
-
-
-def make_room(folder: Path, args: argparse.Namespace) -> None:
-    """Make the run folder ready for a new run; UserError: one is in the way, and --overwrite was not given."""
-    before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
-    if before and not args.overwrite:
-        state = "a finished" if before["finished"] else "an unfinished"
-        raise UserError(f"{folder} holds {state} run; --overwrite replaces it" + (
-            "" if before["finished"] else ", --resume goes on with it"))
-    if before:
-        remove_old_run(folder)
+    if args.resume and before and (finished or checkpoints):
+        args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
+        changed = {f"--{name.replace('_', '-')}": (before["args"][name], getattr(args, name))
+                   for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))}
+        if before["hardware"]["processes"] != common.launched()[1]:  # the order of the examples hangs on it
+            changed["the number of processes"] = before["hardware"]["processes"], common.launched()[1]
+        if changed:
+            differences = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changed.items())
+            raise UserError(f"--resume goes on with the run's own flags; these differ: {differences} ({folder})")
+        return None if finished else checkpoints[-1]
+    if before and not args.overwrite and not args.resume:
+        state, resume = "an unfinished", ", --resume goes on with it"
+        if finished:
+            state, resume = "a finished", ", --resume keeps it" if args.seeds else ""
+        raise UserError(f"{folder} holds {state} run; --overwrite replaces it{resume}")
+    return None
 
 
 def remove_old_run(folder: Path) -> None:

@@ -33,7 +33,7 @@ class TestRunFolder:
         assert {path.name for path in run_dir.iterdir()} == {
             "run.json", "train_texts.csv", "history.csv", "steps.csv", "learning_curve.png", "model", "predictions.csv",
             "metrics.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png", "risk_coverage.csv",
-            "timing.csv", "hidden_states.npz"}
+            "timing.csv", "hidden_states.npz", "report_notes.md", "report.md", "report.tex", "report.bib"}
 
     def test_run_json_says_how_it_came_about(self, run_dir):
         run = common.read_json(run_dir / "run.json")
@@ -167,10 +167,6 @@ class TestRunFolder:
         pd.testing.assert_frame_equal(first, again)
         assert (first["loss"] != other["loss"]).any()
 
-    def test_seeds_train_one_run_each(self, tmp_path):
-        assert train.main([*TRAIN, "--seeds", "1", "2", "--runs-dir", str(tmp_path), "--num-train-epochs", "1"]) == 0
-        assert sorted(path.name for path in (tmp_path / "mrpc" / "sample").iterdir()) == ["seed1", "seed2"]
-
     def test_kept_epochs_are_the_validation_examples(self, tmp_path):
         assert train.main([*TRAIN, "--run", str(tmp_path), "--keep-epochs", "0", "2"]) == 0
         states = np.load(tmp_path / "epoch_states.npz", allow_pickle=False)
@@ -287,6 +283,66 @@ class TestLora:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert train.main([*self.FLAGS, "--run", str(tmp_path)]) == 2
         assert "--lora-rank needs the package peft: pip install peft" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def seeds_dir(tmp_path_factory):
+    """Two seeds of a model."""
+    runs = tmp_path_factory.mktemp("seeds")
+    assert train.main([*TRAIN, "--seeds", "1", "2", "--runs-dir", str(runs), "--num-train-epochs", "6"]) == 0
+    return runs / "mrpc" / "sample"
+
+
+class TestSeeds:
+    def test_each_seed_is_trained_and_evaluated(self, seeds_dir):
+        assert {path.name for path in seeds_dir.iterdir()} == {"learning_curve.png", "seed1", "seed2", "seeds.csv"}
+        metrics = [pd.read_csv(seeds_dir / name / "metrics.csv").set_index("metric") for name in ("seed1", "seed2")]
+        table = pd.read_csv(seeds_dir / "seeds.csv", encoding="utf-8-sig").set_index("metric")
+        assert list(table.columns) == ["mean", "sd", "n", "min", "max", "seeds"]
+        assert table.index.tolist() == metrics[0].index.tolist()
+        for name in ("accuracy", "f1", "ece"):
+            a, b = (one.loc[name, "value"] for one in metrics)
+            row = table.loc[name]
+            assert [row["mean"], row["sd"], row["min"], row["max"]] == pytest.approx(
+                [(a + b) / 2, abs(a - b) / 2**0.5, min(a, b), max(a, b)])  # sd of two: |a - b| / sqrt(2)
+        assert set(table["n"]) == {2}
+        assert set(table["seeds"]) == {"1 2"}
+
+    def test_a_call_that_broke_off_goes_on(self, seeds_dir, tmp_path, capsys):
+        """The first seed was finished, the second had a checkpoint, the third had begun, the fourth had not."""
+        import shutil
+
+        flags = ["--runs-dir", str(tmp_path), "--num-train-epochs", "6"]
+        place = tmp_path / "mrpc" / "sample"
+        shutil.copytree(seeds_dir / "seed1", place / "seed1")
+        shutil.copytree(seeds_dir / "seed1", place / "seed3", ignore=shutil.ignore_patterns("model", "*.png"))
+        begun = common.read_json(place / "seed3" / "run.json")
+        common.write_json(place / "seed3" / "run.json", begun | {"finished": None})
+        process = start("--seed", "2", "--save-steps", "1", *flags)
+        while not list((place / "seed2").glob("checkpoint-*")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        assert process.returncode == 130
+        kept = (place / "seed1" / "model" / "model.safetensors").stat().st_mtime_ns
+        assert train.main([*TRAIN, *flags, "--seeds", "1", "2", "3", "4", "--resume"]) == 0
+        output = capsys.readouterr().out
+        assert "seed 1: finished before, kept" in output
+        assert "4 seeds, test, mean +- standard deviation: accuracy 0." in output
+        assert (place / "seed1" / "model" / "model.safetensors").stat().st_mtime_ns == kept
+        assert set(pd.read_csv(place / "seeds.csv")["n"]) == {4}
+        for name in ("steps.csv", "metrics.csv"):  # as if it had not been stopped
+            pd.testing.assert_frame_equal(*(pd.read_csv(folder / "seed2" / name) for folder in (seeds_dir, place)))
+        assert all(common.finished_run(place / f"seed{seed}")["seed"] == seed for seed in (1, 2, 4))
+
+    def test_what_is_in_the_way_is_said_before_training(self, seeds_dir, tmp_path, capsys):
+        flags = [*TRAIN, "--runs-dir", str(seeds_dir.parents[1]), "--num-train-epochs", "6", "--seeds", "3", "2"]
+        for changes, message in (
+                ([], "seed2 holds a finished run; --overwrite replaces it, --resume keeps it"),
+                (["--resume", "--dropout", "0.3"], "seed2)"), (["--seeds", "1", "1"], "names a seed twice")):
+            assert train.main([*flags, *changes]) == 2
+            assert message in capsys.readouterr().err
+        assert not (seeds_dir / "seed3").exists()
 
 
 class TestBadInput:

@@ -280,3 +280,15 @@ class TestPublished:
         assert lines[3] == ("ours: size base (110.0 M parameters), split test; ours uses 20 of 100 train examples")
         assert lines[4] == "- BERT-base (A (2020)): it is the best of 9 runs"
         assert len(lines) == 5
+
+
+@pytest.mark.parametrize(("n", "finished", "sample", "told"), [
+    (50, 1, False, True), (5000, 1, False, False), (50, 2, False, False), (50, 1, True, False)])
+def test_a_single_seed_on_a_small_test_set_says_what_it_is_worth(tmp_path, capsys, n, finished, sample, told):
+    for seed in range(finished):
+        common.write_json(tmp_path / f"seed{seed}" / "run.json", {"finished": "now"})
+    row = pd.Series({"metric": "f1", "n": n, "ci_low": 0.7, "ci_high": 0.825})
+    evaluate.print_worth({"sample": sample, "model_dir": str(tmp_path / "seed0" / "model")}, row)
+    output = capsys.readouterr().out
+    assert ("12.5 points" in output and "--seeds" in output) == told
+    assert bool(output) == told

@@ -171,7 +171,8 @@ def test_numbers_are_those_of_the_files(stages):
     found, run = tables(reports["llm_compare"]), common.read_json(folder / "run.json")
     metrics = pd.read_csv(folder / "metrics.csv").set_index("metric")
     scores = {row["metric"]: row for row in found["Scores on test, 48 examples."]}
-    assert list(scores) == ["accuracy", "f1", "macro_f1", "weighted_f1", "macro_recall"]
+    assert list(scores) == ["accuracy", "f1", "macro_f1", "weighted_f1", "macro_recall", "aurc", "ece",
+                            "ece_temperature"]
     for name, row in scores.items():
         assert row["value"] == f"{metrics['value'][name]:.3f}"
         assert row["95 % interval"] == f"{metrics['ci_low'][name]:.3f} to {metrics['ci_high'][name]:.3f}"
