@@ -499,8 +499,9 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
         Ctrl-C and SIGTERM finish the step, save a checkpoint and raise TrainingStopped; a second Ctrl-C stops at once.
         """
 
-        def __init__(self, folder: Path, save_steps: int | None = None):
+        def __init__(self, folder: Path, save_steps: int | None = None, unprinted: tuple[str, ...] = ()):
             self.folder, self.save_steps, self.bar, self.signal = folder, save_steps, None, None
+            self.unprinted = unprinted  # figures of an evaluation that are no scores
             self.written = -math.inf  # when the tables were; each time they are written whole
             self.handlers: dict[int, Any] = {}  # those that were there before ours
 
@@ -557,7 +558,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
 
         def on_evaluate(self, args, state, _control, **_):
             self._write(state)
-            row = history_table(state.log_history).iloc[-1]
+            row = history_table(state.log_history).iloc[-1].drop([f"eval_{name}" for name in self.unprinted])
             scores = "  |  ".join(
                 f"{part} " + "  ".join(f"{name.removeprefix(part + '_')} {value:.4f}" for name, value in row.items()
                                        if name.startswith(f"{part}_")) for part in ("train", "eval"))

@@ -214,7 +214,7 @@ def train(args: argparse.Namespace, argv: list[str]) -> None:
         common.write_json(folder / "run.json", run)
         write_train_texts(folder, data)
 
-    log = common.RunLog(folder, args.save_steps)
+    log = common.RunLog(folder, args.save_steps, KINDS[data.task["kind"]].tuned)
     trainer = build_trainer(args, log, data, tokenizer, model)
     start = time.perf_counter()
     try:

@@ -39,11 +39,16 @@ def make_rows(examples=20):
     return common.TokenDataset({"input_ids": ids}, np.array([0, 1] * (examples // 2)), {"input_ids": 0})
 
 
+def run(model, batch, kind):
+    """Logits and head vectors of a batch."""
+    return [tensor.numpy() for tensor in common.forward(model, batch, kind, "fp32")[1]]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trains_and_padding_does_not_change_the_logits(family, tmp_path):
     model, rows, kind = make_family(family), make_rows(), common.KINDS["classification"]
-    alone = [common.forward(model, rows.collate([rows[i]]), kind, "fp32") for i in range(6)]
-    together = common.forward(model, rows.collate([rows[i] for i in range(6)]), kind, "fp32")
+    alone = [run(model, rows.collate([rows[i]]), kind) for i in range(6)]
+    together = run(model, rows.collate([rows[i] for i in range(6)]), kind)
     for part, one in zip(together, (np.concatenate(parts) for parts in zip(*alone, strict=True)), strict=True):
         assert part.dtype == np.float32
         np.testing.assert_allclose(part, one, atol=2e-6)
@@ -60,7 +65,7 @@ def test_trains_and_padding_does_not_change_the_logits(family, tmp_path):
 def test_vector_is_what_the_last_layer_of_the_head_sees(family):
     """The last linear layer, applied to the vectors, gives the logits."""
     model, rows, kind = make_family(family), make_rows(), common.KINDS["classification"]
-    logits, vectors = common.forward(model, rows.collate([rows[i] for i in range(8)]), kind, "fp32")
+    logits, vectors = run(model, rows.collate([rows[i] for i in range(8)]), kind)
     with torch.no_grad():
         again = common.head_layer(model)[1](torch.from_numpy(vectors)).numpy()
     np.testing.assert_allclose(again, logits, atol=1e-5)
@@ -69,7 +74,7 @@ def test_vector_is_what_the_last_layer_of_the_head_sees(family):
 def test_prediction_keeps_the_order_of_the_data_set():
     model, rows, kind = make_family("Bert"), make_rows(), common.KINDS["classification"]
     outputs = common.predict(model, rows, kind, batch_size=7, precision="fp32")
-    singles = np.concatenate([common.forward(model, rows.collate([row]), kind, "fp32")[0] for row in rows])
+    singles = np.concatenate([run(model, rows.collate([row]), kind)[0] for row in rows])
     np.testing.assert_allclose(outputs.logits, singles, atol=2e-6)
 
 
@@ -102,11 +107,11 @@ def test_the_labels_of_a_reused_head_are_put_into_our_order(tmp_path, capsys):
     _, loaded = common.load_model(str(tmp_path), task)
     rows, kind = make_rows(), common.KINDS["classification"]
     batch = rows.collate([rows[i] for i in range(4)])
-    before, after = (common.forward(each, batch, kind, "fp32")[0] for each in (model, loaded))
+    before, after = (run(each, batch, kind)[0] for each in (model, loaded))
     np.testing.assert_allclose(after, before[:, ::-1], atol=1e-6)
     assert "put into the order entailment, neutral, contradiction" in capsys.readouterr().out
     loaded.save_pretrained(tmp_path)  # our own order now: nothing moves
-    np.testing.assert_allclose(common.forward(common.load_model(str(tmp_path), task)[1], batch, kind, "fp32")[0], after)
+    np.testing.assert_allclose(run(common.load_model(str(tmp_path), task)[1], batch, kind)[0], after)
 
 
 def test_load_model_refuses_a_folder_without_safetensors(tmp_path):

@@ -37,7 +37,7 @@ NASTY = [
     "line1\n\nline2\ttab\x00\x07\x1b[31m", "", "  ", "\ud83d half \udc00", r"\end{document} % comment", "- a dash",
     "<script>alert(1)</script> &amp; `code` **b** [l](javascript:a) ![i](x)", "1. one", "$x^2$ \\begin{verbatim}"]
 TEXTS = st.text(st.characters() | st.sampled_from("\\&%$#_{}~^<>|\"'`-[]*\n\u0301\u0323é"), max_size=40)
-COMMAND = re.compile(r"\\(?:[A-Za-z]+|`)\{\}|\\[#$%&_]|\\-")
+COMMAND = re.compile(r"\\(?:[A-Za-z]+|`)\{\}|\\[#$%&_]|\\-|(?<=([-,']))\{\}(?=\1)")
 ACCENT = re.compile(r"\\(?:[`'^~=.\"]|[Hbcdkruv])\{[A-Za-z]?\}")
 
 
