@@ -1,4 +1,4 @@
-"""Ask a causal LLM for the labels of the very test samples that a run was evaluated on, and compare the two.
+"""Ask an LLM for the labels of the very test samples that a run was evaluated on, and compare the two.
 
     python llm_compare.py --dataset mrpc                                      after evaluate.py
     python llm_compare.py --dataset mrpc --llm meta-llama/Llama-3.2-3B-Instruct --shots 4 --max-samples 200
@@ -34,7 +34,7 @@ from common import KINDS, UserError, command
 from errors import NEGATION, read_sheet
 from visualize import write_report
 
-DEFAULT_LLM = "Qwen/Qwen2.5-1.5B-Instruct"
+DEFAULT_LLM, DEFAULT_VLM = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"
 UNPARSED = "UNPARSED"  # the label of a generated answer that names no label, or more than one
 DRAWS = 2000  # bootstrap samples behind each interval
 PREDICTIONS_HEADER = ["id", "gold", "predicted", "llm_label", "llm_generated_label", "parse_method", "llm_confidence",
@@ -44,6 +44,7 @@ METRICS_HEADER = ["who", "metric", "value", "ci_low", "ci_high", "n", "unparsed"
 PROMPT = "{instruction}\n\n{examples}Input:\n{input}\nOutput:"
 EXAMPLE = "Input:\n{input}\nOutput: {answer}\n\n"
 SAMPLE_CHAT_TEMPLATE = "{% for message in messages %}user: {{ message.content }}\n{% endfor %}assistant:"
+SAMPLE_VISION_TEMPLATE = SAMPLE_CHAT_TEMPLATE.replace("message.content", "'<image>\n' + message.content[1].text")
 GATED = """{name} is gated, and {reason}
 1. accept its licence at {endpoint}/{name}
 2. `hf auth login`, or set HF_TOKEN, with the account that accepted it
@@ -60,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_run_flags(parser)
     group = parser.add_argument_group("prompt")
     group.add_argument("--llm", metavar="ID|FOLDER",
-                       help=f"hub id or local folder; off: {DEFAULT_LLM}, with --sample a tiny random one")
+                       help=f"hub id or local folder; off: {DEFAULT_LLM}, for images {DEFAULT_VLM}, with --sample a "
+                       "tiny random one")
     group.add_argument("--max-samples", type=common.positive_int, metavar="N",
                        help="ask about at most N test samples, drawn with a fixed seed, stratified by label")
     group.add_argument("--shots", type=common.non_negative_int, default=0, metavar="K",
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         form = answer_form(args, run["task"])
         predictions = pick_samples(common.read_predictions(folder), form, args.max_samples or args.max_eval_samples)
         questions = build_questions(args, folder, form, predictions)
-        llm = load_llm(args, run, questions)
+        llm = load_llm(args, run, form, questions)
         questions = [encode(llm, question) for question in questions]
         announce(llm, questions, args)
         records = ask(llm, questions, args, folder, rank, processes)
@@ -116,6 +118,14 @@ class LabelAnswer:
 
     def __init__(self, task: dict[str, Any]):
         self.task, self.kind = task, KINDS[task["kind"]]
+
+    def llm_class(self) -> Any:
+        """The class of LLMs that can answer."""
+        return LLM
+
+    def images(self, _run: dict[str, Any]) -> Any:
+        """The images that the run's test samples are about, by id; None: they are texts."""
+        return None
 
     def choices(self, _row: dict[str, Any]) -> dict[str, str]:
         """What the LLM may answer about a sample, and the label that each answer stands for; empty: anything."""
@@ -200,6 +210,23 @@ class OpenAnswer(LabelAnswer):
     def scores(self, judged: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
         """The kind's metrics by name, and DRAWS bootstrap samples of each."""
         return self.kind.metrics(judged, self.task), self.kind.resample(judged, self.task, DRAWS)
+
+
+class ImageAnswer(OpenAnswer):
+    """A single word or a short phrase about an image."""
+
+    def llm_class(self) -> Any:
+        """Those that see."""
+        return VisionLLM
+
+    def images(self, run: dict[str, Any]) -> Any:
+        """The test images, as evaluate.py read them."""
+        task = {**self.task, "splits": {"test": self.task["splits"]["test"]}}
+        return common.read_images(task, argparse.Namespace(**run["args"]))
+
+    def example_answer(self, _row: dict[str, Any]) -> str:
+        """UserError."""
+        raise UserError(f"--shots shows texts, and an example of {self.task['key']} would need its image: leave it out")
 
 
 class NumberAnswer(OpenAnswer):
@@ -291,14 +318,11 @@ class SpanAnswer(OpenAnswer):
 
 
 ANSWERS = {"classification": LabelAnswer, "multiple_choice": ChoiceAnswer, "answers": OpenAnswer,
-           "regression": NumberAnswer, "multilabel": SetAnswer, "span": SpanAnswer}
+           "visual": ImageAnswer, "regression": NumberAnswer, "multilabel": SetAnswer, "span": SpanAnswer}
 
 
 def answer_form(args: argparse.Namespace, task: dict[str, Any]) -> Any:
-    """What an answer is for this task, and in `args` what follows from it; UserError where an LLM can't give one."""
-    if task["kind"] not in ANSWERS:
-        raise UserError(f"{task['key']} is of the kind {task['kind']}, which takes more than text; llm_compare.py asks "
-                        f"about {', '.join(ANSWERS)}")
+    """What an answer is for this task, and in `args` what follows from it; UserError where --mode does not suit it."""
     form = ANSWERS[task["kind"]](task)
     if args.mode == "likelihood" and not form.closed:
         raise UserError(f"--mode likelihood takes labels that can be listed; {task['key']} has none: --mode generate")
@@ -397,6 +421,13 @@ class Question:
     prompt: str  # once encoded, with the LLM's chat template around it: the very text that it reads
     choices: dict[str, str]  # what the LLM may answer -> the label it stands for; empty: anything
     input_ids: tuple[int, ...] = ()
+    image: str = ""  # the id of its image, where it is about one
+    image_tokens: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that the LLM reads."""
+        return len(self.input_ids) + self.image_tokens
 
 
 def pick_samples(predictions: pd.DataFrame, form: Any, count: int | None) -> pd.DataFrame:
@@ -414,8 +445,8 @@ def build_questions(args: argparse.Namespace, folder: Path, form: Any, predictio
     examples = [fill(EXAMPLE, input=form.input_text(row), answer=form.example_answer(row))
                 for row in draw_examples(folder, task, args.shots)]
     parts = {"instruction": f"{task.get('task', 'Give the text its label.')}\n{request}", "examples": "".join(examples)}
-    return [Question(row["id"], fill(template, input=form.input_text(row), **parts), form.choices(row))
-            for row in predictions.to_dict("records")]
+    return [Question(row["id"], fill(template, input=form.input_text(row), **parts), form.choices(row),
+                     image=row.get(task.get("image"), "")) for row in predictions.to_dict("records")]
 
 
 def read_template(args: argparse.Namespace) -> str:
@@ -457,8 +488,8 @@ def encode(llm: "LLM", question: Question) -> Question:
     tokenizer, text = llm.tokenizer, question.prompt
     if llm.chat:
         # Templates that know neither name ignore it: Qwen3's would open <think>, Llama 3's would put in today's date.
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False,
+        text = llm.processor.apply_chat_template(
+            [{"role": "user", "content": llm.content(question)}], add_generation_prompt=True, tokenize=False,
             enable_thinking=False, date_string="26 Jul 2024")
     input_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
@@ -467,12 +498,14 @@ def encode(llm: "LLM", question: Question) -> Question:
         if input_ids.count(bos) != 1:
             raise UserError(f"the prompt of {question.sample_id} holds {tokenizer.bos_token} {input_ids.count(bos)} "
                             "times; it may stand at its start only: look at the text and at --prompt-file")
-    needed = len(input_ids) + llm.new_tokens
+    question = dataclasses.replace(question, prompt=text, input_ids=tuple(input_ids))
+    question = dataclasses.replace(question, image_tokens=llm.image_tokens(question))
+    needed = question.length + llm.new_tokens
     limit = getattr(llm.model.config.get_text_config(), "max_position_embeddings", None) or needed
     if needed > limit:
         raise UserError(f"the prompt of {question.sample_id} and its answer take {needed} tokens, {llm.name} takes "
                         f"{limit}; fewer --shots, or another --llm")
-    return dataclasses.replace(question, prompt=text, input_ids=tuple(input_ids))
+    return question
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,50 +515,263 @@ def encode(llm: "LLM", question: Question) -> Question:
 
 @dataclasses.dataclass
 class LLM:
-    """A causal language model, ready to be asked."""
+    """A causal language model, ready to be asked.
+
+    Each prompt is prefix + rest. The prefix's keys and values are computed once and copied for each batch; the rests
+    are padded on the left and added to the copy, all but the last token of each. From there one copy goes to the
+    likelihoods, the other to generate, which takes the last token from input_ids:
+
+        input_ids        prefix  pad  rest
+        attention_mask   1 1 1   0    1 1 1        positions are counted over the ones
+    """
 
     name: str
     revision: str
     precision: str
-    tokenizer: Any
+    processor: Any  # the tokenizer
     model: Any
     new_tokens: int  # that it may write
+    images: Any = None  # of a task about images: id -> PIL image
     prefix: list[int] = dataclasses.field(default_factory=list)  # the tokens that all prompts begin with
     cache: Any = None  # their keys and values
+
+    family, default = "causal language model", DEFAULT_LLM
+    auto_class, processor_class = "AutoModelForCausalLM", "AutoTokenizer"
+
+    @staticmethod
+    def build_sample(tokenizer: Any) -> tuple[Any, Any]:
+        """The tokenizer with a chat template, and a two-layer Qwen2 with random weights."""
+        import transformers
+
+        tokenizer.chat_template = SAMPLE_CHAT_TEMPLATE
+        return tokenizer, transformers.Qwen2ForCausalLM(sample_config(tokenizer))
+
+    @property
+    def tokenizer(self) -> Any:
+        """Text to token ids and back."""
+        return self.processor
 
     @property
     def chat(self) -> bool:
         """Whether it is asked through a chat template."""
-        return self.tokenizer.chat_template is not None
+        return self.processor.chat_template is not None
+
+    def content(self, question: Question) -> Any:
+        """The question as the content of a chat message."""
+        return question.prompt
+
+    def image_tokens(self, _question: Question) -> int:
+        """Tokens that the question takes beside those of its text."""
+        return 0
+
+    def share_prefix(self, questions: list[Question]) -> None:
+        """Set `prefix`, at least two tokens less than the shortest prompt, and `cache`, of batch size 1.
+
+        The prefix is empty where a cache may forget: a layer with a sliding window counts padding as places, so with
+        padding after the prefix it would see less of the text, and a recurrent layer keeps no places at all.
+        """
+        import torch
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        prompts = [question.input_ids for question in questions]
+        longest = max(map(len, prompts)) + self.new_tokens
+        self.prefix, self.cache = [], DynamicCache(config=self.model.config)
+        if all(type(layer) is DynamicLayer or
+               (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > longest)
+               for layer in self.cache.layers):
+            first, last = min(prompts), max(prompts)  # what these two share, all that are sorted in between share too
+            shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+            self.prefix = list(first[:max(0, min(shared, min(map(len, prompts)) - 2))])
+        if self.prefix:
+            with torch.inference_mode():
+                self.model.base_model(torch.tensor([self.prefix], device=self.model.device), past_key_values=self.cache,
+                                      use_cache=True)
+
+    def answer(self, questions: list[Question], answer_ids: list[list[int]], mode: str) -> list[dict[str, Any]]:
+        """What the LLM writes (`output`, None where not asked) and the log-probability of each choice (`log_probs`)."""
+        import torch
+
+        outputs, log_probs = [None] * len(questions), [None] * len(questions)
+        with torch.inference_mode():
+            input_ids, attention_mask, cache = self.prefill(questions)
+            if mode != "generate":
+                log_probs = self.log_probs(input_ids, attention_mask, cache, answer_ids).tolist()
+            if mode != "likelihood":
+                written = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache)
+                outputs = self.tokenizer.batch_decode(written[:, input_ids.shape[1]:], skip_special_tokens=True)
+        return [{"output": output, "log_probs": scores} for output, scores in zip(outputs, log_probs, strict=True)]
+
+    def prefill(self, questions: list[Question]) -> tuple[Any, Any, Any]:
+        """input_ids and attention_mask, int64 (batch, tokens), and a cache that holds all but the last token."""
+        import torch
+
+        rests = [list(question.input_ids[len(self.prefix):]) for question in questions]
+        pads = [max(map(len, rests)) - len(rest) for rest in rests]
+        rows = [self.prefix + [self.tokenizer.pad_token_id] * pad + rest for pad, rest in zip(pads, rests, strict=True)]
+        masks = [[1] * len(self.prefix) + [0] * pad + [1] * len(rest) for pad, rest in zip(pads, rests, strict=True)]
+        input_ids, attention_mask = (torch.tensor(table, device=self.model.device) for table in (rows, masks))
+        positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+        cache = copy.deepcopy(self.cache)  # a forward pass writes into its cache
+        if self.prefix:
+            cache.batch_repeat_interleave(len(rows))
+        new = slice(len(self.prefix), -1)
+        self.model.base_model(  # the model without its last layer: no logits are needed yet
+            input_ids[:, new], attention_mask=attention_mask[:, :-1], position_ids=positions[:, new],
+            past_key_values=cache, use_cache=True)
+        return input_ids, attention_mask, cache
+
+    def answer_tokens(self, question: Question) -> list[list[int]]:
+        """Token ids of each of the question's choices, as they follow its prompt: after a space, but in a chat.
+
+        Prompt and answer are tokenised together, as a tokenizer may treat the start of a text in its own way; alone
+        only where that changes the prompt's tokens.
+        """
+        texts = [choice if self.chat else f" {choice}" for choice in question.choices]
+        prompt, *rows = self.tokenizer([question.prompt, *(question.prompt + text for text in texts), *texts],
+                                       add_special_tokens=False)["input_ids"]
+        joined, alone = rows[:len(texts)], rows[len(texts):]
+        return [ids[len(prompt):] if ids[:len(prompt)] == prompt else other
+                for ids, other in zip(joined, alone, strict=True)]
+
+    def log_probs(self, input_ids: Any, attention_mask: Any, cache: Any, answer_ids: list[list[int]]) -> Any:
+        """Summed log-probability (nats) of each answer's tokens after each prompt, float32 (batch, answers).
+
+        `cache` holds all tokens of the prompts but the last, and is left as it is. Answers of one token take one step
+        of one token; each longer one another step, of all its tokens but the last. Raises FloatingPointError for NaN.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        def step(ids: Any, known: Any, start: int) -> Any:
+            """Log-probabilities after each of `ids`, (batch, tokens, vocabulary); `start`: the first's place."""
+            end = start + ids.shape[1]
+            positions = attention_mask.sum(dim=-1, keepdim=True) + torch.arange(start, end, device=ids.device)
+            mask = F.pad(attention_mask, (0, end), value=1)
+            outputs = self.model(
+                ids, attention_mask=mask, position_ids=positions, past_key_values=known, use_cache=True)
+            return outputs.logits.float().log_softmax(dim=-1)
+
+        cache = copy.deepcopy(cache)
+        first = step(input_ids[:, -1:], cache, -1)[:, -1]
+        columns = []
+        for ids in answer_ids:
+            column = first[:, ids[0]]
+            if len(ids) > 1:
+                tokens = torch.tensor(ids, device=input_ids.device).expand(len(input_ids), -1)
+                rest = step(tokens[:, :-1], copy.deepcopy(cache), 0)
+                column = column + rest.gather(-1, tokens[:, 1:, None]).sum(dim=(1, 2))
+            columns.append(column)
+        log_probs = torch.stack(columns, dim=1)
+        if not torch.isfinite(log_probs).all():
+            raise FloatingPointError(
+                f"{self.name} gave log-probabilities that are not finite; --precision fp32 may help")
+        return log_probs
 
 
-def load_llm(args: argparse.Namespace, run: dict[str, Any], questions: list[Question]) -> LLM:
+@dataclasses.dataclass
+class VisionLLM(LLM):
+    """A vision-language model, asked by generate alone, without a shared prefix: the images stand before the texts.
+
+    Images are opened when their questions are asked, so that memory stays flat.
+    """
+
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # image -> its tokens
+
+    family, default = "vision-language model, which a question about an image takes", DEFAULT_VLM
+    auto_class, processor_class = "AutoModelForImageTextToText", "AutoProcessor"
+
+    def __post_init__(self):
+        if not self.chat:
+            raise UserError(f"{self.name} has no chat template, so that nothing says where in a prompt the image goes; "
+                            f"take another --llm, such as {self.default}")
+
+    @staticmethod
+    def build_sample(tokenizer: Any) -> tuple[Any, Any]:
+        """A LLaVA: the Qwen2 of the texts, which sees images through a two-layer CLIP."""
+        import transformers
+
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        size, patch = 32, 8  # pixels
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=size,
+            patch_size=patch)
+        model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
+            vision_config=vision, text_config=sample_config(tokenizer),
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>")))
+        pixels = transformers.CLIPImageProcessorPil(  # PIL and numpy, without torchvision
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        return transformers.LlavaProcessor(
+            pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=SAMPLE_VISION_TEMPLATE), model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Text to token ids and back."""
+        return self.processor.tokenizer
+
+    def content(self, question: Question) -> list[dict[str, str]]:
+        """The image, then the question."""
+        return [{"type": "image"}, {"type": "text", "text": question.prompt}]
+
+    def image_tokens(self, question: Question) -> int:
+        """Tokens of the question's image; each image is counted once."""
+        if question.image not in self.counts:
+            self.counts[question.image] = self.inputs([question])["input_ids"].shape[1] - len(question.input_ids)
+        return self.counts[question.image]
+
+    def share_prefix(self, _questions: list[Question]) -> None:
+        """Leave the prefix empty."""
+
+    def answer(self, questions: list[Question], _answer_ids: list[list[int]], _mode: str) -> list[dict[str, Any]]:
+        """What the LLM writes (`output`)."""
+        import torch
+
+        inputs = self.inputs(questions).to(self.model.device, dtype=self.model.dtype)
+        with torch.inference_mode():
+            written = self.model.generate(**inputs)
+        outputs = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        return [{"output": output, "log_probs": None} for output in outputs]
+
+    def inputs(self, questions: list[Question]) -> Any:
+        """The tensors of the prompts, padded on the left, and of their images."""
+        bos = self.tokenizer.bos_token
+        return self.processor(
+            text=[question.prompt for question in questions],
+            images=[[self.images[question.image]] for question in questions], return_tensors="pt", padding=True,
+            padding_side="left", add_special_tokens=bos is not None and not questions[0].prompt.startswith(bos))
+
+
+def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions: list[Question]) -> LLM:
     """--llm from the hub or a folder, on this process's device; UserError where it can't be had or won't fit."""
     import torch
     import transformers
 
     common.quiet_transformers()
-    device = common.pick_device()
+    device, llm_class = common.pick_device(), form.llm_class()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if args.llm is None and run["sample"]:
-        llm = build_sample_llm(questions, args.max_new_tokens)
+        llm = build_sample_llm(llm_class, questions, args.max_new_tokens)
     else:
-        name, precision = args.llm or DEFAULT_LLM, common.choose_precision(args.precision)
+        name, precision = args.llm or llm_class.default, common.choose_precision(args.precision)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         try:
             with common.hub_errors(f"the LLM {name}"):
                 config = transformers.AutoConfig.from_pretrained(name)
-                check_fits(name, config, dtype, device)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-                model = transformers.AutoModelForCausalLM.from_pretrained(
+                check_fits(llm_class, name, config, dtype, device)
+                processor = getattr(transformers, llm_class.processor_class).from_pretrained(name)
+                model = getattr(transformers, llm_class.auto_class).from_pretrained(
                     name, config=config, dtype=dtype, use_safetensors=True)
         except UserError as error:
-            explain_gated(name, error)
+            explain_gated(llm_class, name, error)
             raise
+        except ImportError as error:  # the processors of some vision-language models need torchvision
+            reason = str(error).strip().split(". ")[0].splitlines()[0]
+            raise UserError(f"{name} needs a package that pip has not installed: {reason}") from error
         changed = max((path.stat().st_mtime_ns for path in Path(name).glob("*.safetensors")), default=0)
         revision = getattr(config, "_commit_hash", None) or str(changed)
-        llm = LLM(name, revision, precision, tokenizer, model, args.max_new_tokens)
+        llm = llm_class(name, revision, precision, processor, model, args.max_new_tokens)
+    llm.images = form.images(run)
     llm.model.to(device)
     return prepare(llm)
 
@@ -543,15 +789,17 @@ def prepare(llm: LLM) -> LLM:
     return llm
 
 
-def check_fits(name: str, config: Any, dtype: Any, device: Any) -> None:
-    """UserError where `config` is no causal LM's, or its weights take more memory than is free on the device."""
+def check_fits(llm_class: Any, name: str, config: Any, dtype: Any, device: Any) -> None:
+    """UserError where `config` is of another family, or its weights take more memory than is free on the device."""
     import torch
     import transformers
 
-    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
-        raise UserError(f"{name} is a {config.model_type} model, not a causal language model")
+    auto_class = getattr(transformers, llm_class.auto_class)
+    if type(config) not in auto_class._model_mapping:
+        raise UserError(f"{name} is a {config.model_type} model, not a {llm_class.family}; "
+                        f"take another --llm, such as {llm_class.default}")
     with torch.device("meta"):  # shapes without memory
-        parameters = transformers.AutoModelForCausalLM.from_config(config).num_parameters()
+        parameters = auto_class.from_config(config).num_parameters()
     needed, free = parameters * dtype.itemsize, free_bytes(device)
     if needed > free:
         raise UserError(f"{name} has {parameters:,} parameters and needs {needed:,} bytes in {dtype}; {free:,} are "
@@ -570,7 +818,7 @@ def free_bytes(device: Any) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def explain_gated(name: str, error: BaseException) -> None:
+def explain_gated(llm_class: Any, name: str, error: BaseException) -> None:
     """Raise a UserError that says what to do where `error` came from a gated model's 401 or 403; else return."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
@@ -579,26 +827,32 @@ def explain_gated(name: str, error: BaseException) -> None:
     while cause is not None:
         if isinstance(cause, GatedRepoError):
             reason = GATED_REASONS.get(cause.response.status_code, "access to it was refused")
-            raise UserError(GATED.format(name=name, reason=reason, open_llm=DEFAULT_LLM,
+            raise UserError(GATED.format(name=name, reason=reason, open_llm=llm_class.default,
                                          endpoint=huggingface_hub.constants.ENDPOINT)) from error
         cause = cause.__cause__
 
 
-def build_sample_llm(questions: list[Question], new_tokens: int) -> LLM:
-    """A word-level tokenizer over the prompts and a two-layer Qwen2 with seeded random weights."""
+def build_sample_llm(llm_class: Any, questions: list[Question], new_tokens: int) -> LLM:
+    """An LLM of two layers with seeded random weights, and a word-level tokenizer over the prompts."""
     import torch
-    import transformers
 
     texts = [SAMPLE_CHAT_TEMPLATE, *(question.prompt for question in questions)]
     tokenizer = common.word_tokenizer(texts)
-    tokenizer.chat_template, tokenizer.eos_token = SAMPLE_CHAT_TEMPLATE, tokenizer.sep_token
+    tokenizer.eos_token, tokenizer.model_input_names = tokenizer.sep_token, ["input_ids", "attention_mask"]
     torch.manual_seed(common.DEFAULT_SEED)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+    processor, model = llm_class.build_sample(tokenizer)
+    revision = hashlib.sha256("\n".join(texts).encode()).hexdigest()  # the prompts make its vocabulary
+    return llm_class(common.SAMPLE_MODEL, revision, "fp32", processor, model, new_tokens)
+
+
+def sample_config(tokenizer: Any) -> Any:
+    """The sizes of the sample LLM."""
+    import transformers
+
+    return transformers.Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32768, initializer_range=0.3, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    revision = hashlib.sha256("\n".join(texts).encode()).hexdigest()  # the prompts make its vocabulary
-    return LLM(common.SAMPLE_MODEL, revision, "fp32", tokenizer, model, new_tokens)
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
 
 
 def describe(llm: LLM, args: argparse.Namespace, samples: int) -> dict[str, Any]:
@@ -617,7 +871,7 @@ def announce(llm: LLM, questions: list[Question], args: argparse.Namespace) -> N
     print(f"LLM: {llm.name}, {llm.model.num_parameters():,} parameters, {llm.precision} on {llm.model.device}; {how}; "
           f"{len(questions)} samples, {args.shots} examples")
     for number, question in enumerate(questions[:2], start=1):
-        print(f"--- prompt {number} ({question.sample_id}), {len(question.input_ids)} tokens\n{question.prompt}")
+        print(f"--- prompt {number} ({question.sample_id}), {question.length} tokens\n{question.prompt}")
     print("---")
 
 
@@ -644,15 +898,15 @@ def ask(llm: LLM, questions: list[Question], args: argparse.Namespace, folder: P
     if len(todo) < len(batches):
         print(f"{len(batches) - len(todo)} of {len(batches)} batches are in the journal already")
     if todo:
-        share_prefix(llm, questions)
-    answer_ids = answer_tokens(llm, questions[0]) if args.mode != "generate" else []
-    work = [len(question.input_ids) - len(llm.prefix) + llm.new_tokens for question in questions]  # tokens
+        llm.share_prefix(questions)
+    answer_ids = llm.answer_tokens(questions[0]) if args.mode != "generate" else []
+    work = [question.length - len(llm.prefix) + llm.new_tokens for question in questions]  # tokens
     bar = common.progress_bar(sum(work[i] for batch in todo for i in batch), "LLM answers", unit="token")
     with open_journal(path) as journal:
         while todo:
             batch = todo.popleft()
             try:
-                answers = answer(llm, [questions[i] for i in batch], answer_ids, args.mode)
+                answers = llm.answer([questions[i] for i in batch], answer_ids, args.mode)
             except RuntimeError as error:
                 halve(error, batch, todo)
                 continue
@@ -674,10 +928,10 @@ def plan_batches(questions: list[Question], new_tokens: int, batch_tokens: int) 
     A batch of n takes n * (tokens of its longest prompt + new_tokens) places in the cache, at most `batch_tokens` of
     them where n is more than 1.
     """
-    todo = deque(sorted(range(len(questions)), key=lambda i: -len(questions[i].input_ids)))
+    todo = deque(sorted(range(len(questions)), key=lambda i: -questions[i].length))
     batches = []
     while todo:
-        size = max(1, batch_tokens // (len(questions[todo[0]].input_ids) + new_tokens))
+        size = max(1, batch_tokens // (questions[todo[0]].length + new_tokens))
         batches.append([todo.popleft() for _ in range(min(size, len(todo)))])
     return batches
 
@@ -705,7 +959,8 @@ def halve(error: RuntimeError, batch: list[int], todo: deque[list[int]]) -> None
 
 def journal_key(llm: LLM, question: Question, mode: str) -> str:
     """SHA-256 of what an answer depends on."""
-    depends_on = [llm.name, llm.revision, llm.precision, question.prompt, list(question.choices), mode, llm.new_tokens]
+    depends_on = [llm.name, llm.revision, llm.precision, question.prompt, question.image, list(question.choices), mode,
+                  llm.new_tokens]
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
@@ -727,118 +982,6 @@ def open_journal(path: Path) -> Any:
     text = journal.read()
     journal.write("\n" if text and not text.endswith("\n") else "")
     return journal
-
-
-# Answers of one batch. Each prompt is prefix + rest. The prefix's keys and values are computed once and copied for each
-# batch; the rests are padded on the left and added to the copy, all but the last token of each. From there one copy
-# goes to the likelihoods, the other to generate, which takes the last token from input_ids:
-#     input_ids        prefix  pad  rest
-#     attention_mask   1 1 1   0    1 1 1        positions are counted over the ones
-
-
-def share_prefix(llm: LLM, questions: list[Question]) -> None:
-    """Set llm.prefix, at least two tokens less than the shortest prompt, and llm.cache, of batch size 1.
-
-    The prefix is empty where a cache may forget: a layer with a sliding window counts padding as places, so with
-    padding after the prefix it would see less of the text, and a recurrent layer keeps no places at all.
-    """
-    import torch
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    prompts = [question.input_ids for question in questions]
-    longest = max(map(len, prompts)) + llm.new_tokens
-    llm.prefix, llm.cache = [], DynamicCache(config=llm.model.config)
-    if all(type(layer) is DynamicLayer or
-           (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > longest) for layer in llm.cache.layers):
-        first, last = min(prompts), max(prompts)  # what the first and the last in order share, all between share too
-        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        llm.prefix = list(first[:max(0, min(shared, min(map(len, prompts)) - 2))])
-    if llm.prefix:
-        with torch.inference_mode():
-            llm.model.base_model(torch.tensor([llm.prefix], device=llm.model.device), past_key_values=llm.cache,
-                                 use_cache=True)
-
-
-def answer(llm: LLM, questions: list[Question], answer_ids: list[list[int]], mode: str) -> list[dict[str, Any]]:
-    """What the LLM writes (`output`, None where not asked) and the log-probability of each choice (`log_probs`)."""
-    import torch
-
-    outputs, log_probs = [None] * len(questions), [None] * len(questions)
-    with torch.inference_mode():
-        input_ids, attention_mask, cache = prefill(llm, questions)
-        if mode != "generate":
-            log_probs = answer_log_probs(llm, input_ids, attention_mask, cache, answer_ids).tolist()
-        if mode != "likelihood":
-            written = llm.model.generate(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache)
-            outputs = llm.tokenizer.batch_decode(written[:, input_ids.shape[1]:], skip_special_tokens=True)
-    return [{"output": output, "log_probs": scores} for output, scores in zip(outputs, log_probs, strict=True)]
-
-
-def prefill(llm: LLM, questions: list[Question]) -> tuple[Any, Any, Any]:
-    """input_ids and attention_mask, int64 (batch, tokens), and a cache that holds all of them but the last token."""
-    import torch
-
-    rests = [list(question.input_ids[len(llm.prefix):]) for question in questions]
-    pads = [max(map(len, rests)) - len(rest) for rest in rests]
-    rows = [llm.prefix + [llm.tokenizer.pad_token_id] * pad + rest for pad, rest in zip(pads, rests, strict=True)]
-    masks = [[1] * len(llm.prefix) + [0] * pad + [1] * len(rest) for pad, rest in zip(pads, rests, strict=True)]
-    input_ids, attention_mask = (torch.tensor(table, device=llm.model.device) for table in (rows, masks))
-    positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
-    cache = copy.deepcopy(llm.cache)  # a forward pass writes into its cache
-    if llm.prefix:
-        cache.batch_repeat_interleave(len(rows))
-    new = slice(len(llm.prefix), -1)
-    llm.model.base_model(  # the model without its last layer: no logits are needed yet
-        input_ids[:, new], attention_mask=attention_mask[:, :-1], position_ids=positions[:, new],
-        past_key_values=cache, use_cache=True)
-    return input_ids, attention_mask, cache
-
-
-def answer_tokens(llm: LLM, question: Question) -> list[list[int]]:
-    """Token ids of each of the question's choices, as they follow its prompt: after a space, but in a chat.
-
-    Prompt and answer are tokenised together, as a tokenizer may treat the start of a text in its own way; alone only
-    where that changes the prompt's tokens.
-    """
-    texts = [choice if llm.chat else f" {choice}" for choice in question.choices]
-    prompt, *rows = llm.tokenizer(
-        [question.prompt, *(question.prompt + text for text in texts), *texts], add_special_tokens=False)["input_ids"]
-    joined, alone = rows[:len(texts)], rows[len(texts):]
-    return [ids[len(prompt):] if ids[:len(prompt)] == prompt else other
-            for ids, other in zip(joined, alone, strict=True)]
-
-
-def answer_log_probs(llm: LLM, input_ids: Any, attention_mask: Any, cache: Any, answer_ids: list[list[int]]) -> Any:
-    """Summed log-probability (nats) of each answer's tokens after each prompt, float32 (batch, answers).
-
-    `cache` holds all tokens of the prompts but the last, and is left as it is. Answers of one token take one step of
-    one token; each longer one another step, of all its tokens but the last. Raises FloatingPointError for NaN.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    def step(ids: Any, known: Any, start: int) -> Any:
-        """Log-probabilities after each of `ids`, (batch, tokens, vocabulary), the first at `start` past the prompt."""
-        end = start + ids.shape[1]
-        positions = attention_mask.sum(dim=-1, keepdim=True) + torch.arange(start, end, device=ids.device)
-        mask = F.pad(attention_mask, (0, end), value=1)
-        outputs = llm.model(ids, attention_mask=mask, position_ids=positions, past_key_values=known, use_cache=True)
-        return outputs.logits.float().log_softmax(dim=-1)
-
-    cache = copy.deepcopy(cache)
-    first = step(input_ids[:, -1:], cache, -1)[:, -1]
-    columns = []
-    for ids in answer_ids:
-        column = first[:, ids[0]]
-        if len(ids) > 1:
-            tokens = torch.tensor(ids, device=input_ids.device).expand(len(input_ids), -1)
-            rest = step(tokens[:, :-1], copy.deepcopy(cache), 0)
-            column = column + rest.gather(-1, tokens[:, 1:, None]).sum(dim=(1, 2))
-        columns.append(column)
-    log_probs = torch.stack(columns, dim=1)
-    if not torch.isfinite(log_probs).all():
-        raise FloatingPointError(f"{llm.name} gave log-probabilities that are not finite; --precision fp32 may help")
-    return log_probs
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def plain_answer(llm, question, answer_ids):
             logits = llm.model(torch.tensor([[*question.input_ids, *answer]])).logits[0].log_softmax(-1)
             places = range(len(question.input_ids) - 1, len(question.input_ids) - 1 + len(answer))
             log_probs.append(sum(logits[place, token].item() for place, token in zip(places, answer, strict=True)))
-    return llm.tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True), log_probs
+    return written[0, ids.shape[1]:].tolist(), log_probs
 
 
 FAMILIES = {
@@ -138,18 +138,23 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_equal_those_without_the_cache(name):
+def test_answers_equal_those_without_the_cache(name, monkeypatch):
     family, changes, expected_prefix = FAMILIES[name]
     llm, questions, answer_ids = tiny_llm(family, **changes), random_questions(), [[7], [8, 9, 10], [11, 12]]
-    llm_compare.share_prefix(llm, questions)
-    answers = llm_compare.answer(llm, questions, answer_ids, "both")
-    again = llm_compare.answer(llm, questions, answer_ids, "both")
+    llm.share_prefix(questions)
+    written, decode = [], llm.tokenizer.batch_decode
+    monkeypatch.setattr(llm.tokenizer, "batch_decode",
+                        lambda rows, **flags: written.extend(rows.tolist()) or decode(rows, **flags))
+    answers = llm.answer(questions, answer_ids, "both")
+    again = llm.answer(questions, answer_ids, "both")
     assert len(llm.prefix) == expected_prefix
     assert answers == again  # the shared cache is left as it was
     assert len({answer["output"] for answer in answers}) > 5
-    for question, answer in zip(questions, answers, strict=True):
-        output, log_probs = plain_answer(llm, question, answer_ids)
-        assert answer["output"] == output
+    for question, answer, tokens in zip(questions, answers, written[:len(questions)], strict=True):
+        expected, log_probs = plain_answer(llm, question, answer_ids)
+        assert tokens[:len(expected)] == expected
+        assert set(tokens[len(expected):]) <= {llm.tokenizer.pad_token_id}  # others of the batch wrote on
+        assert answer["output"] == llm.tokenizer.decode(expected, skip_special_tokens=True)
         assert answer["log_probs"] == pytest.approx(log_probs, abs=1e-4)
 
 
@@ -157,7 +162,7 @@ def test_shared_prefix_leaves_two_tokens_of_the_shortest_prompt():
     llm = tiny_llm()
     for prompts, prefix in (([(9, 8, 7, 6), (9, 8, 7, 6, 5), (9, 8, 7, 6, 4, 3)], [9, 8]),
                             ([(9, 8, 7), (8, 8, 7)], []), ([(9, 8, 7, 6, 5)], [9, 8, 7])):
-        llm_compare.share_prefix(llm, [Question("", "", {}, ids) for ids in prompts])
+        llm.share_prefix([Question("", "", {}, ids) for ids in prompts])
         assert llm.prefix == prefix
 
 
@@ -212,7 +217,7 @@ def test_a_prompt_longer_than_the_llm_takes_is_refused():
 def test_answers_follow_the_prompt_as_the_tokenizer_splits_them():
     question = Question("test-1", "w7", {"w8 w9": "a", "w8": "b"})
     llm = tiny_llm()
-    assert [llm.tokenizer.decode(ids) for ids in llm_compare.answer_tokens(llm, question)] == ["w8 w9", "w8"]
+    assert [llm.tokenizer.decode(ids) for ids in llm.answer_tokens(question)] == ["w8 w9", "w8"]
 
 
 # A run's folder ---------------------------------------------------------------------------------------------------
@@ -300,15 +305,15 @@ def test_max_samples_are_drawn_alike_and_stratified(compare):
     assert (first["gold"] == MRPC[0]).sum() == round(6 * (gold == MRPC[0]).mean())
 
 
-def count_asked(monkeypatch):
+def count_asked(monkeypatch, llm_class=LLM):
     """The sample ids of each batch that is asked from now on."""
-    asked, answer = [], llm_compare.answer
+    asked, answer = [], llm_class.answer
 
     def counting(llm, questions, *rest):
         asked.append([question.sample_id for question in questions])
         return answer(llm, questions, *rest)
 
-    monkeypatch.setattr(llm_compare, "answer", counting)
+    monkeypatch.setattr(llm_class, "answer", counting)
     return asked
 
 
@@ -358,14 +363,14 @@ def test_several_processes_share_the_samples(compare, monkeypatch):
 def test_out_of_memory_halves_the_batches(compare, monkeypatch, capsys):
     folder = compare("--batch-tokens", "1000")
     whole = read_csv(folder / "llm_predictions.csv", ("llm_confidence",))
-    answer = llm_compare.answer
+    answer = LLM.answer
 
     def scarce(llm, questions, *rest):
         if len(questions) > 4:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return answer(llm, questions, *rest)
 
-    monkeypatch.setattr(llm_compare, "answer", scarce)
+    monkeypatch.setattr(LLM, "answer", scarce)
     compare("--overwrite", "--batch-tokens", "1000")
     halved = read_csv(folder / "llm_predictions.csv", ("llm_confidence",))
     assert halved["raw_output"].equals(whole["raw_output"])
@@ -525,8 +530,116 @@ def test_likelihood_of_what_can_not_be_listed_is_refused(tmp_path, capsys):
     folder = make_run(tmp_path, kind="span")
     assert "--mode likelihood takes labels that can be listed; mrpc has none" in refused(
         capsys, "--run", str(folder), "--mode", "likelihood")
-    folder = make_run(tmp_path, kind="visual")
-    assert "mrpc is of the kind visual, which takes more than text" in refused(capsys, "--run", str(folder))
+    folder = make_gqa_run(tmp_path)
+    assert "--mode likelihood takes labels that can be listed; gqa has none" in refused(
+        capsys, "--run", str(folder), "--mode", "likelihood")
+
+
+# Questions about images -------------------------------------------------------------------------------------------
+
+IMAGES = ["n317", "n306", "n305", "n317", "n306", "n302"]
+
+
+def make_gqa_run(runs_dir, **task):
+    """A finished --sample run of gqa, with made-up predictions on six questions; returns the folder."""
+    folder = runs_dir / "gqa" / "sample" / "seed42"
+    write_json(folder / "run.json", {
+        "finished": "2025-01-01", "dataset": "gqa", "model": "sample", "seed": 42, "sample": True,
+        "args": {"sample": True, "max_images": None}, "data": {"rows": {"test": 6}},
+        "task": {**common.catalog()["gqa"], "labels": ["yes", "no", "red"], **task}})
+    write_csv(folder / "predictions.csv", pd.DataFrame({
+        "id": [f"testdev-{row}" for row in range(6)], "split": "testdev",
+        "question": ["Is there a red circle?"] * 3 + ["Which color is the thing on the left side?"] * 3,
+        "imageId": IMAGES, "gold": ["yes", "no"] * 3, "predicted": "yes", "correct": [True, False] * 3,
+        "confidence": 0.5, "gold_confidence": 0.5, "margin": 0.0}))
+    write_csv(folder / "train_texts.csv", pd.DataFrame({
+        "id": ["train-0"], "question": ["Is it red?"], "imageId": ["n1"], "label": ["yes"]}))
+    return folder
+
+
+def plain_vision_answer(llm, image, text):
+    """As the documentation of transformers does it: one image, one question."""
+    import torch
+
+    message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+    inputs = llm.processor.apply_chat_template(
+        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        processor_kwargs={"add_special_tokens": False})
+    with torch.inference_mode():
+        written = llm.model.generate(**inputs)
+    return llm.tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
+def test_questions_about_images_are_asked_with_their_images(tmp_path, monkeypatch):
+    folder, loaded = make_gqa_run(tmp_path), []
+    load_llm = llm_compare.load_llm
+    monkeypatch.setattr(llm_compare, "load_llm", lambda *rest: loaded.append(load_llm(*rest)) or loaded[-1])
+    assert main(["--run", str(folder), "--batch-tokens", "300"]) == 0
+    table, llm = read_csv(folder / "llm_predictions.csv"), loaded[0]
+    for prompt, question, name, output in zip(
+            table["prompt"], common.read_predictions(folder)["question"], IMAGES, table["raw_output"], strict=True):
+        assert prompt.startswith("user: <image>\nAnswer the question about the image with one word or two.\n")
+        assert prompt.endswith(f"Input:\n{question}\nOutput:\nassistant:")
+        text = prompt.removeprefix("user: <image>\n").removesuffix("\nassistant:")
+        assert plain_vision_answer(llm, llm.images[name], text) == output
+    assert table["prompt"].nunique() == 2
+    assert table["raw_output"].nunique() > 3  # the same question about another image has another answer
+    assert set(table["parse_method"]) == {"text"}
+    assert llm.counts == dict.fromkeys(set(IMAGES), (32 // 8) ** 2 - 1)  # one of the 16 stands in the text
+
+
+def test_a_journal_of_images_is_taken_up_again(tmp_path, monkeypatch):
+    folder, flags = make_gqa_run(tmp_path), ["--batch-tokens", "150"]
+    assert main(["--run", str(folder), *flags]) == 0
+    whole = (folder / "llm_predictions.csv").read_bytes()
+    journal = folder / "llm_journal.jsonl"
+    lines = journal.read_text().splitlines()
+    assert len({json.loads(line)["key"] for line in lines}) == 6
+    journal.write_text("\n".join(lines[:2]) + "\n")
+    asked = count_asked(monkeypatch, llm_compare.VisionLLM)
+    assert main(["--run", str(folder), *flags]) == 0
+    assert 4 <= sum(map(len, asked)) < 6
+    assert (folder / "llm_predictions.csv").read_bytes() == whole
+
+
+def test_a_vision_language_model_in_a_local_folder(tmp_path, monkeypatch, capsys):
+    folder, questions = make_gqa_run(tmp_path), [Question("", "Which color is the thing ?", {})]
+    llm = llm_compare.build_sample_llm(llm_compare.VisionLLM, questions, 8)
+    llm.model.save_pretrained(tmp_path / "vlm")
+    llm.processor.save_pretrained(tmp_path / "vlm")
+    flags = ["--run", str(folder), "--llm", str(tmp_path / "vlm"), "--precision", "fp32"]
+    assert main(flags) == 0
+    assert read_csv(folder / "llm_predictions.csv")["prompt"][0].startswith("user: <image>\nAnswer the question")
+    monkeypatch.setattr(llm_compare, "free_bytes", lambda device: 12_345)
+    assert f"needs {4 * llm.model.num_parameters():,} bytes in torch.float32; 12,345 are" in refused(capsys, *flags)
+    monkeypatch.undo()
+    (tmp_path / "vlm" / "chat_template.jinja").unlink()
+    assert "vlm has no chat template, so that nothing says where in a prompt the image goes" in refused(capsys, *flags)
+
+
+def test_what_can_not_see_is_refused(tmp_path, capsys):
+    folder = make_gqa_run(tmp_path)
+    tiny_model("Qwen2").config.save_pretrained(tmp_path / "llm")
+    error = refused(capsys, "--run", str(folder), "--llm", str(tmp_path / "llm"))
+    assert "is a qwen2 model, not a vision-language model, which a question about an image takes; " in error
+    assert error.endswith("such as Qwen/Qwen2-VL-2B-Instruct\n")
+    assert error.count("\n") == 1
+    error = refused(capsys, "--run", str(folder), "--shots", "1")
+    assert "--shots shows texts, and an example of gqa would need its image: leave it out" in error
+
+
+def test_a_package_that_a_processor_needs_is_named(tmp_path, monkeypatch, capsys):
+    import transformers
+
+    def needs_torchvision(*_args, **_kwargs):
+        raise ImportError("\nXProcessor requires the Torchvision library but it was not found. Check out\nmore")
+
+    llm = llm_compare.build_sample_llm(llm_compare.VisionLLM, [Question("", "a", {})], 8)
+    llm.model.config.save_pretrained(tmp_path / "vlm")
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", needs_torchvision)
+    error = refused(capsys, "--run", str(make_gqa_run(tmp_path)), "--llm", str(tmp_path / "vlm"))
+    assert error.endswith("needs a package that pip has not installed: XProcessor requires the Torchvision library "
+                          "but it was not found\n")
 
 
 # What users meet --------------------------------------------------------------------------------------------------
@@ -584,7 +697,7 @@ def test_a_model_that_is_no_causal_llm_is_refused(tmp_path, capsys):
 
     T5Config().save_pretrained(tmp_path / "llm")
     flags = ["--run", str(make_run(tmp_path)), "--llm", str(tmp_path / "llm")]
-    assert "is a t5 model, not a causal language model" in refused(capsys, *flags)
+    assert "is a t5 model, not a causal language model; take another --llm, such as Qwen/" in refused(capsys, *flags)
 
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "no valid token was sent"), (403, "access was not granted")])
@@ -594,11 +707,11 @@ def test_a_gated_llm_says_what_to_do(status, reason):
     error.__cause__ = OSError("gated repo")
     error.__cause__.__cause__ = GatedRepoError("gated", response=response)
     with pytest.raises(UserError) as raised:
-        llm_compare.explain_gated("meta-llama/x", error)
+        llm_compare.explain_gated(LLM, "meta-llama/x", error)
     first, *steps = str(raised.value).splitlines()
     assert first == f"meta-llama/x is gated, and {reason}" + first.split(reason)[1]
     assert [step[:2] for step in steps] == ["1.", "2.", "3."]
-    assert llm_compare.explain_gated("meta-llama/x", UserError("no network")) is None
+    assert llm_compare.explain_gated(LLM, "meta-llama/x", UserError("no network")) is None
 
 
 def test_no_network_is_one_line(tmp_path, capsys):
@@ -621,9 +734,9 @@ def test_infinite_scores_stop_the_run(monkeypatch):
     with torch.no_grad():
         llm.model.lm_head.weight.fill_(math.nan)
     questions = random_questions(count=2)
-    llm_compare.share_prefix(llm, questions)
+    llm.share_prefix(questions)
     with pytest.raises(FloatingPointError, match="--precision fp32 may help"):
-        llm_compare.answer(llm, questions, [[7]], "likelihood")
+        llm.answer(questions, [[7]], "likelihood")
 
 
 def test_journal_lines_are_json(compare):
