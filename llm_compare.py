@@ -429,6 +429,11 @@ class Question:
         """Tokens that the LLM reads."""
         return len(self.input_ids) + self.image_tokens
 
+    @property
+    def thought(self) -> str:
+        """<think> where the chat template has opened a thought, which the LLM's text goes on with; else ""."""
+        return "<think>" if self.prompt.rstrip().endswith("<think>") else ""
+
 
 def pick_samples(predictions: pd.DataFrame, form: Any, count: int | None) -> pd.DataFrame:
     """`count` rows of predictions.csv (all of them for None), each label in proportion where the labels are listed."""
@@ -864,7 +869,7 @@ def describe(llm: LLM, args: argparse.Namespace, samples: int) -> dict[str, Any]
 
 def announce(llm: LLM, questions: list[Question], args: argparse.Namespace) -> None:
     """Print what is asked, with the first two prompts; UserError where the prompt leaves no place for a label."""
-    if args.mode != "generate" and questions[0].prompt.rstrip().endswith("<think>"):
+    if args.mode != "generate" and questions[0].thought:
         raise UserError(f"{llm.name} thinks before it answers, so the first tokens are no label; "
                         "use --mode generate --max-new-tokens 1024")
     how = "its chat template" if llm.chat else "plain text, as it has no chat template"
@@ -996,7 +1001,7 @@ def write_predictions(folder: Path, form: Any, predictions: pd.DataFrame, questi
     for row, question, record in zip(predictions.to_dict("records"), questions, records, strict=True):
         cells = {"id": row["id"], "gold": row["gold"], "predicted": row["predicted"], "prompt": question.prompt}
         if record["output"] is not None:
-            label, method = form.parse(record["output"], row)
+            label, method = form.parse(question.thought + record["output"], row)
             cells |= {"llm_label": label, "llm_generated_label": label, "parse_method": method,
                       "raw_output": record["output"]}
         if record["log_probs"] is not None:

@@ -720,6 +720,29 @@ def test_no_network_is_one_line(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+QWEN3 = CHAT + "{% if enable_thinking is not defined or enable_thinking %} <think>{% endif %}"
+
+
+def test_a_template_that_can_leave_thinking_out_does():
+    encoded = llm_compare.encode(tiny_llm(chat_template=QWEN3), Question("test-1", "w7", {}))
+    assert encoded.prompt == "w1 w7 w2"
+
+
+def test_an_llm_that_always_thinks_is_asked_to_write_only(compare, tmp_path, capsys, monkeypatch):
+    llm, folder = tiny_llm("Llama", chat_template=CHAT + " <think>\n"), compare()
+    llm.model.save_pretrained(tmp_path / "llm")
+    llm.tokenizer.save_pretrained(tmp_path / "llm")
+    flags = ["--run", str(folder), "--llm", str(tmp_path / "llm"), "--precision", "fp32"]
+    error = refused(capsys, *flags)
+    assert "thinks before it answers, so the first tokens are no label; use --mode generate --max-new-tokens" in error
+    outputs = ["w3 w4</think>\nequivalent", "w3 equivalent"]
+    monkeypatch.setattr(LLM, "answer", lambda _, questions, *_rest: [
+        {"output": outputs[int(question.sample_id[-1]) % 2], "log_probs": None} for question in questions])
+    assert main([*flags, "--mode", "generate", "--max-new-tokens", "64"]) == 0
+    table = read_csv(folder / "llm_predictions.csv")
+    assert table["parse_method"].tolist() == ["exact", "unparsed: still thinking"] * 7
+
+
 def test_a_prompt_that_opens_a_thought_leaves_no_place_for_a_label():
     llm, questions = tiny_llm(), [Question("test-1", "assistant: <think>\n", {})]
     with pytest.raises(UserError, match="use --mode generate"):
