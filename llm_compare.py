@@ -23,6 +23,7 @@ import sys
 import time
 import zlib
 from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ GATED = """{name} is gated, and {reason}
 2. `hf auth login`, or set HF_TOKEN, with the account that accepted it
 3. or take an open one: --llm {open_llm}"""
 GATED_REASONS = {401: "no valid token was sent", 403: "access was not granted"}
+TOKEN_FAULTS = {401: "the token that was sent is not valid", 403: "the token that was sent may not read it"}
 # Right and wrong, drawn in this order: (model is right, LLM is right) -> name and colour (Okabe & Ito 2008).
 CELLS = {(True, True): ("both right", "#009E73"), (True, False): ("only the model right", "#0072B2"),
          (False, True): ("only the LLM right", "#E69F00"), (False, False): ("neither right", "#999999")}
@@ -760,19 +762,12 @@ def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions
     else:
         name, precision = args.llm or llm_class.default, common.choose_precision(args.precision)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        try:
-            with common.hub_errors(f"the LLM {name}"):
-                config = transformers.AutoConfig.from_pretrained(name)
-                check_fits(llm_class, name, config, dtype, device)
-                processor = getattr(transformers, llm_class.processor_class).from_pretrained(name)
-                model = getattr(transformers, llm_class.auto_class).from_pretrained(
-                    name, config=config, dtype=dtype, use_safetensors=True)
-        except UserError as error:
-            explain_gated(llm_class, name, error)
-            raise
-        except ImportError as error:  # the processors of some vision-language models need torchvision
-            reason = str(error).strip().split(". ")[0].splitlines()[0]
-            raise UserError(f"{name} needs a package that pip has not installed: {reason}") from error
+        with loading_errors(llm_class, name), common.hub_errors(f"the LLM {name}"):
+            config = transformers.AutoConfig.from_pretrained(name)
+            check_fits(llm_class, name, config, dtype, device)
+            processor = getattr(transformers, llm_class.processor_class).from_pretrained(name)
+            model = getattr(transformers, llm_class.auto_class).from_pretrained(
+                name, config=config, dtype=dtype, use_safetensors=True).to(device)
         changed = max((path.stat().st_mtime_ns for path in Path(name).glob("*.safetensors")), default=0)
         revision = getattr(config, "_commit_hash", None) or str(changed)
         llm = llm_class(name, revision, precision, processor, model, args.max_new_tokens)
@@ -823,18 +818,41 @@ def free_bytes(device: Any) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def explain_gated(llm_class: Any, name: str, error: BaseException) -> None:
-    """Raise a UserError that says what to do where `error` came from a gated model's 401 or 403; else return."""
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError
+@contextlib.contextmanager
+def loading_errors(llm_class: Any, name: str) -> Iterator[None]:
+    """Say more of what went wrong in loading than common.hub_errors can: gated, refused, out of memory, a package."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(explain(llm_class, name, error) or str(error)) from error
+    except ImportError as error:  # the processors of some vision-language models need torchvision
+        reason = str(error).strip().split(". ")[0].splitlines()[0]
+        raise UserError(f"{name} needs a package that pip has not installed: {reason}") from error
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, GatedRepoError):
-            reason = GATED_REASONS.get(cause.response.status_code, "access to it was refused")
-            raise UserError(GATED.format(name=name, reason=reason, open_llm=llm_class.default,
-                                         endpoint=huggingface_hub.constants.ENDPOINT)) from error
-        cause = cause.__cause__
+
+def explain(llm_class: Any, name: str, error: BaseException) -> str:
+    """What `error` came from and what to do about it: the hub's 401, 403 or 404, memory, a folder; "" for others."""
+    from accelerate.utils.memory import should_reduce_batch_size
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    refusal = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    status, endpoint = refusal.response.status_code if refusal else None, constants.ENDPOINT
+    if isinstance(refusal, GatedRepoError):
+        reason = GATED_REASONS.get(status, "access to it was refused")
+        return GATED.format(name=name, reason=reason, endpoint=endpoint, open_llm=llm_class.default)
+    if isinstance(refusal, RepositoryNotFoundError):
+        return f"there is no model {name} on {endpoint}, and no such folder; a private one needs `hf auth login`"
+    if status in TOKEN_FAULTS:
+        return f"{endpoint} refused {name}: {TOKEN_FAULTS[status]}; `hf auth login`, or set or unset HF_TOKEN"
+    if should_reduce_batch_size(causes[-1]):
+        return f"out of memory while loading {name}; take a smaller --llm or --precision bf16"
+    if Path(name).is_dir():
+        return f"the folder {name} holds no {llm_class.family} that can be loaded: {str(causes[-1]).splitlines()[0]}"
+    return ""
 
 
 def build_sample_llm(llm_class: Any, questions: list[Question], new_tokens: int) -> LLM:

@@ -3,13 +3,17 @@
 import argparse
 import json
 import math
+import os
 import re
-from types import SimpleNamespace
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
 import pytest
-from huggingface_hub.errors import GatedRepoError
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -700,24 +704,107 @@ def test_a_model_that_is_no_causal_llm_is_refused(tmp_path, capsys):
     assert "is a t5 model, not a causal language model; take another --llm, such as Qwen/" in refused(capsys, *flags)
 
 
-@pytest.mark.parametrize(("status", "reason"), [(401, "no valid token was sent"), (403, "access was not granted")])
-def test_a_gated_llm_says_what_to_do(status, reason):
-    response = SimpleNamespace(status_code=status, headers={}, request=None)
-    error = UserError("could not fetch")
-    error.__cause__ = OSError("gated repo")
-    error.__cause__.__cause__ = GatedRepoError("gated", response=response)
-    with pytest.raises(UserError) as raised:
-        llm_compare.explain_gated(LLM, "meta-llama/x", error)
-    first, *steps = str(raised.value).splitlines()
-    assert first == f"meta-llama/x is gated, and {reason}" + first.split(reason)[1]
-    assert [step[:2] for step in steps] == ["1.", "2.", "3."]
-    assert llm_compare.explain_gated(LLM, "meta-llama/x", UserError("no network")) is None
+TOKEN = "hf_" + "SecretSecretSecret"
+GATED = """{name} is gated, and {reason}
+1. accept its licence at {hub}/{name}
+2. `hf auth login`, or set HF_TOKEN, with the account that accepted it
+3. or take an open one: --llm Qwen/Qwen2.5-1.5B-Instruct"""
+REFUSALS = {  # name of the model: status, error code and message that the hub gives, what the user reads
+    "gated-401": (401, "GatedRepo", "Access is restricted.", GATED.replace("{reason}", "no valid token was sent")),
+    "gated-403": (403, "GatedRepo", "Access is restricted.", GATED.replace("{reason}", "access was not granted")),
+    "unknown": (401, "RepoNotFound", "Invalid username or password.",
+                "there is no model {name} on {hub}, and no such folder; a private one needs `hf auth login`"),
+    "expired": (401, "", "Invalid credentials in Authorization header", "{hub} refused {name}: the token that was sent "
+                "is not valid; `hf auth login`, or set or unset HF_TOKEN"),
+    "narrow": (403, "", "Please enable access to public gated repositories", "{hub} refused {name}: the token that was "
+               "sent may not read it; `hf auth login`, or set or unset HF_TOKEN"),
+}
+
+
+def ask_from_hub(hub, folder, names, cache, **environment):
+    """llm_compare.py in a process of its own, where the hub's address is read: (exit code, stderr) per model."""
+    code = ("import contextlib, io, json, sys, llm_compare\nfor name in sys.argv[2:]:\n"
+            "    with contextlib.redirect_stderr(io.StringIO()) as err:\n"
+            "        code = llm_compare.main(['--run', sys.argv[1], '--llm', name, '--max-samples', '4'])\n"
+            "    print('RESULT', json.dumps([code, err.getvalue()]))")
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, *names], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", **environment})
+    assert TOKEN not in done.stdout + done.stderr
+    return [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+
+
+def test_refusals_of_the_hub_are_told_apart(tmp_path):
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            status, code, message, _ = next(REFUSALS[name] for name in REFUSALS if f"/our/{name}/" in self.path)
+            self.send_response(status)
+            for name, value in {"X-Error-Code": code, "X-Error-Message": message, "Content-Length": "0"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = f"http://127.0.0.1:{server.server_port}"
+        results = ask_from_hub(hub, make_run(tmp_path), [f"our/{name}" for name in REFUSALS], tmp_path, HF_TOKEN=TOKEN)
+        server.shutdown()
+    for (code, error), (name, (*_, message)) in zip(results, REFUSALS.items(), strict=True):
+        assert code == 2
+        assert error == f"-c: {message.format(name='our/' + name, hub=hub)}\n"
+
+
+def test_a_gated_llm_is_asked_once_a_token_is_sent(shared_dir, tmp_path):
+    repository, folder = tmp_path / "root/models/our/llm", make_run(tmp_path)
+    llm = tiny_llm("Llama")
+    llm.model.save_pretrained(repository)
+    llm.tokenizer.save_pretrained(repository)
+    (repository / ".gated").touch()
+    server = subprocess.Popen([sys.executable, shared_dir / "hub/hub.py", tmp_path / "root", "--port", "0"],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        hub = server.stdout.readline().strip()
+        [(code, error)] = ask_from_hub(hub, folder, ["our/llm"], tmp_path / "cache")
+        assert (code, error.count("\n")) == (2, 4)
+        assert error.startswith("-c: our/llm is gated, and access was not granted\n1. accept its licence at")
+        assert not (folder / "llm_predictions.csv").exists()
+        [(code, error)] = ask_from_hub(hub, folder, ["our/llm"], tmp_path / "cache", HF_TOKEN=TOKEN)
+        assert code == 0, error
+    finally:
+        server.kill()
+        server.wait()
+    assert len(read_csv(folder / "llm_predictions.csv")) == 4
+    assert not [path for path in folder.iterdir() if TOKEN.encode() in path.read_bytes()]
 
 
 def test_no_network_is_one_line(tmp_path, capsys):
     error = refused(capsys, "--run", str(make_run(tmp_path)), "--llm", "nobody/nothing")
-    assert error.startswith(f"{common.Path(__import__('sys').argv[0]).name}: could not fetch the LLM nobody/nothing")
+    assert error.startswith(f"{common.Path(sys.argv[0]).name}: could not fetch the LLM nobody/nothing")
+    assert "check the network" in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_without_an_llm_says_so(tmp_path, capsys):
+    error = refused(capsys, "--run", str(make_run(tmp_path)), "--llm", str(tmp_path))
+    assert f"the folder {tmp_path} holds no causal language model that can be loaded: " in error
+    assert error.count("\n") == 1
+
+
+def test_out_of_memory_while_loading_is_told_apart(tmp_path, monkeypatch, capsys):
+    import transformers
+
+    def scarce(*_args, **_kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    tiny_llm().model.config.save_pretrained(tmp_path / "llm")
+    tiny_llm().tokenizer.save_pretrained(tmp_path / "llm")
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", scarce)
+    error = refused(capsys, "--run", str(make_run(tmp_path)), "--llm", str(tmp_path / "llm"))
+    assert f"out of memory while loading {tmp_path / 'llm'}; take a smaller --llm or --precision bf16\n" in error
 
 
 QWEN3 = CHAT + "{% if enable_thinking is not defined or enable_thinking %} <think>{% endif %}"
