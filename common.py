@@ -86,6 +86,10 @@ class UserError(Exception):
     """Something the user can mend: one line that says what was given, what is allowed and how to go on. Exit code 2."""
 
 
+class RunBroken(Exception):
+    """A run that can't go on, through no fault of its input: one line that says what is kept. Exit code 1."""
+
+
 class TrainingStopped(Exception):
     """Training was stopped by a signal, after a checkpoint. Exit code 130."""
 
@@ -3049,7 +3053,7 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             return main(argv)
         except UserError as error:
             code, message = 2, str(error)
-        except FloatingPointError as error:
+        except (FloatingPointError, RunBroken) as error:
             code, message = 1, str(error)
         except TrainingStopped as error:
             code, message = 130, str(error)

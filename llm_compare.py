@@ -20,10 +20,12 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,14 @@ import numpy as np
 import pandas as pd
 
 import common
-from common import KINDS, UserError, command
+from common import KINDS, RunBroken, UserError, command
 from errors import NEGATION, read_sheet
 from visualize import write_report
 
 DEFAULT_LLM, DEFAULT_VLM = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"
 UNPARSED = "UNPARSED"  # the label of a generated answer that names no label, or more than one
 DRAWS = 2000  # bootstrap samples behind each interval
+BEAT_S, PATIENCE_S = 5, 60  # seconds: how often a process shows that it lives, how long the first one waits for that
 PREDICTIONS_HEADER = ["id", "gold", "predicted", "llm_label", "llm_generated_label", "parse_method", "llm_confidence",
                       "label_mass", "raw_output", "prompt"]
 METRICS_HEADER = ["who", "metric", "value", "ci_low", "ci_high", "n", "unparsed"]
@@ -93,10 +96,11 @@ def main(argv: list[str] | None = None) -> int:
         form = answer_form(args, run["task"])
         predictions = pick_samples(common.read_predictions(folder), form, args.max_samples or args.max_eval_samples)
         questions = build_questions(args, folder, form, predictions)
-        llm = load_llm(args, run, form, questions)
-        questions = [encode(llm, question) for question in questions]
-        announce(llm, questions, args)
-        records = ask(llm, questions, args, folder, rank, processes)
+        with sign_of_life(journal_path(folder, rank)) if rank else contextlib.nullcontext():
+            llm = load_llm(args, run, form, questions)
+            questions = [encode(llm, question) for question in questions]
+            announce(llm, questions, args)
+            records = ask(llm, questions, args, folder, rank, processes)
         if rank == 0:
             table = write_predictions(folder, form, predictions, questions, records)
             compare(folder, run, llm, form, predictions, table)
@@ -910,22 +914,19 @@ def ask(llm: LLM, questions: list[Question], args: argparse.Namespace, folder: P
     A batch is asked anew if any answer of it is missing, so that a resumed run has the batches, and by that the
     roundings, of one that was not stopped. The first of several processes waits for the others; these return nothing.
     """
-    path = folder / (f"llm_journal.{rank}.jsonl" if rank else "llm_journal.jsonl")
-    if args.overwrite:
-        for old in [path] if processes > 1 else folder.glob("llm_journal*.jsonl"):
-            old.unlink(missing_ok=True)
     keys = [journal_key(llm, question, args.mode) for question in questions]
-    records = read_journal(folder)
-    batches = plan_batches(questions, llm.new_tokens, args.batch_tokens)[rank::processes]
-    todo = deque(batch for batch in batches if any(keys[i] not in records for i in batch))
-    if len(todo) < len(batches):
-        print(f"{len(batches) - len(todo)} of {len(batches)} batches are in the journal already")
+    batches = plan_batches(questions, llm.new_tokens, args.batch_tokens)
+    mine = batches[rank::processes]
+    known = {} if args.overwrite else read_journal(folder)
+    todo = deque(batch for batch in mine if any(keys[i] not in known for i in batch))
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} batches are in the journal already")
     if todo:
         llm.share_prefix(questions)
     answer_ids = llm.answer_tokens(questions[0]) if args.mode != "generate" else []
     work = [question.length - len(llm.prefix) + llm.new_tokens for question in questions]  # tokens
     bar = common.progress_bar(sum(work[i] for batch in todo for i in batch), "LLM answers", unit="token")
-    with open_journal(path) as journal:
+    with open_journal(folder, rank, processes, args.overwrite) as journal:
         while todo:
             batch = todo.popleft()
             try:
@@ -938,11 +939,13 @@ def ask(llm: LLM, questions: list[Question], args: argparse.Namespace, folder: P
             journal.flush()
             bar.update(sum(work[i] for i in batch))
     bar.close()
-    records = read_journal(folder)
-    while rank == 0 and processes > 1 and not set(keys) <= set(records):
-        time.sleep(1)
-        records = read_journal(folder)
-    return [records[key] for key in keys] if rank == 0 else []
+    if rank:
+        return []
+    if processes > 1:
+        print("waiting for the other processes")
+    shares = [[keys[i] for batch in batches[other::processes] for i in batch] for other in range(processes)]
+    records = wait_for_all(folder, shares)
+    return [records[key] for key in keys]
 
 
 def plan_batches(questions: list[Question], new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -987,6 +990,11 @@ def journal_key(llm: LLM, question: Question, mode: str) -> str:
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
+def journal_path(folder: Path, rank: int) -> Path:
+    """The journal of one process."""
+    return folder / (f"llm_journal.{rank}.jsonl" if rank else "llm_journal.jsonl")
+
+
 def read_journal(folder: Path) -> dict[str, dict[str, Any]]:
     """The answers in all journals of the folder, by key; a line that a kill cut short is dropped."""
     records = {}
@@ -998,13 +1006,62 @@ def read_journal(folder: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def open_journal(path: Path) -> Any:
-    """The journal, open for appending; a last line that a kill cut short is ended first."""
+def open_journal(folder: Path, rank: int, processes: int, overwrite: bool) -> Any:
+    """This process's journal, open for appending, empty for `overwrite`, which also removes those that no process has.
+
+    A last line that a kill cut short is ended first.
+    """
+    path = journal_path(folder, rank)
+    if overwrite:
+        others = {journal_path(folder, other) for other in range(processes)} - {path}
+        for old in set(folder.glob("llm_journal*.jsonl")) - others:
+            old.unlink()
     journal = path.open("a+", encoding="utf-8")
     journal.seek(0)
     text = journal.read()
     journal.write("\n" if text and not text.endswith("\n") else "")
     return journal
+
+
+# Several processes talk through their journals alone: no network between them is needed, and no certain launcher.
+
+
+@contextlib.contextmanager
+def sign_of_life(path: Path) -> Iterator[None]:
+    """Touch `path` every BEAT_S seconds, however long the LLM is busy: wait_for_all sees that this process lives."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_S):
+            path.touch()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def wait_for_all(folder: Path, shares: list[list[str]]) -> dict[str, dict[str, Any]]:
+    """The answers in all journals, by key, once those of every process's share of the keys are there.
+
+    Raises RunBroken where no process whose answers are missing has touched its journal for PATIENCE_S seconds.
+    """
+    signs, since = None, time.monotonic()
+    while True:
+        records = read_journal(folder)
+        missing = [rank for rank, keys in enumerate(shares) if not set(keys) <= set(records)]
+        if not missing:
+            return records
+        seen = [path.stat().st_mtime_ns for path in map(partial(journal_path, folder), missing) if path.exists()]
+        if seen != signs:
+            signs, since = seen, time.monotonic()
+        elif time.monotonic() - since > PATIENCE_S:
+            raise RunBroken(f"no sign of life for {PATIENCE_S} seconds from process {', '.join(map(str, missing))}, "
+                            "whose answers are not all there; the others are kept: run the same command again")
+        time.sleep(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -347,6 +349,76 @@ def test_journal_is_not_used_for_another_question(compare, monkeypatch, tmp_path
         compare(*flags)
         assert sum(map(len, asked)) == 14
         asked.clear()
+
+
+def start(folder, patience=60, **environment):
+    """llm_compare.py on `folder` in a process of its own, which takes a third of a second more for a batch."""
+    code = f"""
+import sys, time, llm_compare
+llm_compare.BEAT_S, llm_compare.PATIENCE_S, answer = 1, {patience}, llm_compare.LLM.answer
+llm_compare.LLM.answer = lambda *rest: time.sleep(0.3) or answer(*rest)
+sys.exit(llm_compare.main(sys.argv[1:]))
+"""
+    return subprocess.Popen([sys.executable, "-c", code, "--run", folder, "--batch-tokens", "150"], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})
+
+
+def wait_for_lines(path, count):
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
+        time.sleep(0.05)
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_files(compare):
+    folder = compare()
+    names = ("llm_predictions.csv", "llm_metrics.csv", "disagreements.csv")
+    whole = {name: (folder / name).read_bytes() for name in names}
+    for name in (*names, "llm_journal.jsonl"):
+        (folder / name).unlink()
+    process = start(folder)
+    wait_for_lines(folder / "llm_journal.jsonl", 3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "llm_predictions.csv").exists()
+    assert 3 <= len(llm_compare.read_journal(folder)) < 14
+    compare()
+    assert {name: (folder / name).read_bytes() for name in names} == whole
+
+
+def test_two_processes_end_with_the_files_of_one(compare):
+    folder = compare()
+    whole = (folder / "llm_predictions.csv").read_bytes()
+    for name in ("llm_predictions.csv", "llm_journal.jsonl"):
+        (folder / name).unlink()
+    both = [start(folder, RANK=rank, WORLD_SIZE="2") for rank in "01"]
+    (first, error), (second, _) = (process.communicate(timeout=120) for process in both)
+    assert [process.returncode for process in both] == [0, 0], error
+    assert "LLM less model" in first
+    assert second == ""  # one of the two speaks
+    assert (folder / "llm_predictions.csv").read_bytes() == whole
+    shares = [len((folder / name).read_text().splitlines()) for name in ("llm_journal.jsonl", "llm_journal.1.jsonl")]
+    assert sum(shares) == 14
+    assert min(shares) > 4
+
+
+def test_the_first_process_does_not_wait_for_one_that_died(compare):
+    folder = compare()
+    whole = (folder / "llm_predictions.csv").read_bytes()
+    for name in ("llm_predictions.csv", "llm_journal.jsonl"):
+        (folder / name).unlink()
+    first, second = (start(folder, patience=4, RANK=rank, WORLD_SIZE="2") for rank in "01")
+    wait_for_lines(folder / "llm_journal.1.jsonl", 2)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    _, error = first.communicate(timeout=120)
+    assert first.returncode == 1
+    assert error.splitlines()[-1].endswith("-c: no sign of life for 4 seconds from process 1, whose answers are not "
+                                           "all there; the others are kept: run the same command again")
+    assert not (folder / "llm_predictions.csv").exists()
+    assert 9 <= len(llm_compare.read_journal(folder)) < 14
+    compare()  # a single process takes over what both have answered
+    assert (folder / "llm_predictions.csv").read_bytes() == whole
 
 
 def test_several_processes_share_the_samples(compare, monkeypatch):
