@@ -546,7 +546,7 @@ class LLM:
     prefix: list[int] = dataclasses.field(default_factory=list)  # the tokens that all prompts begin with
     cache: Any = None  # their keys and values
 
-    family, default = "causal language model", DEFAULT_LLM
+    family, default = "causal language model", DEFAULT_LLM  # what a task takes, and which one
     auto_class, processor_class = "AutoModelForCausalLM", "AutoTokenizer"
 
     @staticmethod
@@ -635,14 +635,19 @@ class LLM:
         """Token ids of each of the question's choices, as they follow its prompt: after a space, but in a chat.
 
         Prompt and answer are tokenised together, as a tokenizer may treat the start of a text in its own way; alone
-        only where that changes the prompt's tokens.
+        only where that changes the prompt's tokens. Where one answer is the beginning of another (1 and 10), the other
+        could never be the more probable one: there, each answer is scored together with the end of the answer.
         """
         texts = [choice if self.chat else f" {choice}" for choice in question.choices]
         prompt, *rows = self.tokenizer([question.prompt, *(question.prompt + text for text in texts), *texts],
                                        add_special_tokens=False)["input_ids"]
         joined, alone = rows[:len(texts)], rows[len(texts):]
-        return [ids[len(prompt):] if ids[:len(prompt)] == prompt else other
-                for ids, other in zip(joined, alone, strict=True)]
+        answers = [ids[len(prompt):] if ids[:len(prompt)] == prompt else other
+                   for ids, other in zip(joined, alone, strict=True)]
+        if any(one is not other and other[:len(one)] == one for one in answers for other in answers):
+            end = self.tokenizer.eos_token if self.chat else "\n"
+            answers = [ids + self.tokenizer(end, add_special_tokens=False)["input_ids"] for ids in answers]
+        return answers
 
     def log_probs(self, input_ids: Any, attention_mask: Any, cache: Any, answer_ids: list[list[int]]) -> Any:
         """Summed log-probability (nats) of each answer's tokens after each prompt, float32 (batch, answers).
@@ -688,13 +693,13 @@ class VisionLLM(LLM):
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # image -> its tokens
 
-    family, default = "vision-language model, which a question about an image takes", DEFAULT_VLM
+    family, default = "vision-language model", DEFAULT_VLM
     auto_class, processor_class = "AutoModelForImageTextToText", "AutoProcessor"
 
     def __post_init__(self):
         if not self.chat:
             raise UserError(f"{self.name} has no chat template, so that nothing says where in a prompt the image goes; "
-                            f"take another --llm, such as {self.default}")
+                            f"take another, such as --llm {self.default}")
 
     @staticmethod
     def build_sample(tokenizer: Any) -> tuple[Any, Any]:
@@ -763,6 +768,7 @@ def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if args.llm is None and run["sample"]:
         llm = build_sample_llm(llm_class, questions, args.max_new_tokens)
+        llm.model.to(device)
     else:
         name, precision = args.llm or llm_class.default, common.choose_precision(args.precision)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -776,7 +782,6 @@ def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions
         revision = getattr(config, "_commit_hash", None) or str(changed)
         llm = llm_class(name, revision, precision, processor, model, args.max_new_tokens)
     llm.images = form.images(run)
-    llm.model.to(device)
     return prepare(llm)
 
 
@@ -800,8 +805,8 @@ def check_fits(llm_class: Any, name: str, config: Any, dtype: Any, device: Any) 
 
     auto_class = getattr(transformers, llm_class.auto_class)
     if type(config) not in auto_class._model_mapping:
-        raise UserError(f"{name} is a {config.model_type} model, not a {llm_class.family}; "
-                        f"take another --llm, such as {llm_class.default}")
+        raise UserError(f"{name} is a {config.model_type} model; this task takes a {llm_class.family}, such as "
+                        f"--llm {llm_class.default}")
     with torch.device("meta"):  # shapes without memory
         parameters = auto_class.from_config(config).num_parameters()
     needed, free = parameters * dtype.itemsize, free_bytes(device)

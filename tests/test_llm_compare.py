@@ -221,9 +221,15 @@ def test_a_prompt_longer_than_the_llm_takes_is_refused():
 
 
 def test_answers_follow_the_prompt_as_the_tokenizer_splits_them():
-    question = Question("test-1", "w7", {"w8 w9": "a", "w8": "b"})
+    question = Question("test-1", "w7", {"w8 w9": "a", "w6": "b"})
     llm = tiny_llm()
-    assert [llm.tokenizer.decode(ids) for ids in llm.answer_tokens(question)] == ["w8 w9", "w8"]
+    assert [llm.tokenizer.decode(ids) for ids in llm.answer_tokens(question)] == ["w8 w9", "w6"]
+
+
+def test_an_answer_that_another_begins_with_is_scored_to_its_end():
+    question = Question("test-1", "w7", {"w8 w9": "a", "w8": "b", "w6": "c"})
+    llm = tiny_llm(chat_template=CHAT)  # its end-of-text token is w0
+    assert [llm.tokenizer.decode(ids) for ids in llm.answer_tokens(question)] == ["w8 w9 w0", "w8 w0", "w6 w0"]
 
 
 # A run's folder ---------------------------------------------------------------------------------------------------
@@ -697,8 +703,8 @@ def test_what_can_not_see_is_refused(tmp_path, capsys):
     folder = make_gqa_run(tmp_path)
     tiny_model("Qwen2").config.save_pretrained(tmp_path / "llm")
     error = refused(capsys, "--run", str(folder), "--llm", str(tmp_path / "llm"))
-    assert "is a qwen2 model, not a vision-language model, which a question about an image takes; " in error
-    assert error.endswith("such as Qwen/Qwen2-VL-2B-Instruct\n")
+    assert error.endswith("is a qwen2 model; this task takes a vision-language model, such as --llm "
+                          "Qwen/Qwen2-VL-2B-Instruct\n")
     assert error.count("\n") == 1
     error = refused(capsys, "--run", str(folder), "--shots", "1")
     assert "--shots shows texts, and an example of gqa would need its image: leave it out" in error
@@ -773,7 +779,8 @@ def test_a_model_that_is_no_causal_llm_is_refused(tmp_path, capsys):
 
     T5Config().save_pretrained(tmp_path / "llm")
     flags = ["--run", str(make_run(tmp_path)), "--llm", str(tmp_path / "llm")]
-    assert "is a t5 model, not a causal language model; take another --llm, such as Qwen/" in refused(capsys, *flags)
+    assert "is a t5 model; this task takes a causal language model, such as --llm Qwen/Qwen2.5" in refused(
+        capsys, *flags)
 
 
 TOKEN = "hf_" + "SecretSecretSecret"
