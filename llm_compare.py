@@ -1118,10 +1118,11 @@ def compare(folder: Path, run: dict[str, Any], llm: LLM, form: Any, predictions:
     common.write_csv(folder / "llm_metrics.csv", metrics)
 
     differs = ~np.all(list(agree.values()), axis=0)
-    cells = zip(right["model"].tolist(), right[next(iter(answers))].tolist(), strict=True)
+    who_is_right = {who.replace("llm_", "who_is_right_"): [
+        CELLS[cell][0] for cell in zip(right["model"].tolist(), right[who].tolist(), strict=True)] for who in answers}
     inputs = predictions[["id", *common.text_columns(form.task), "gold", "predicted", "confidence"]]
     ours = table[["llm_label", "llm_generated_label", "llm_confidence", "raw_output"]]
-    both = pd.concat([inputs, ours], axis=1).assign(who_is_right=[CELLS[cell][0] for cell in cells])
+    both = pd.concat([inputs, ours], axis=1).assign(**who_is_right)
     common.write_csv(folder / "disagreements.csv", both[differs])
     draw(folder / "llm_compare.png", run, llm, gold, right)
     fill_error_sheet(folder, dict(zip(table["id"], table["llm_label"], strict=True)))
@@ -1205,7 +1206,8 @@ def draw(path: Path, run: dict[str, Any], llm: LLM, gold: pd.Series, right: dict
 
     right: bool (samples,), of the model and of each way in which the LLM answered.
     """
-    labels = [label for label in run["task"].get("labels") or [] if (gold == label).any()][:20]
+    frequent = set(gold.value_counts().index[:20])
+    labels = [label for label in run["task"].get("labels") or [] if label in frequent]
     groups = [*((label, (gold == label).to_numpy()) for label in labels), ("all", np.full(len(gold), True))]
     ways = [who for who in right if who != "model"]
     figure, axes = common.new_figure(1 + 4.5 * len(ways), 1.9 + 0.45 * len(groups), ncols=len(ways), sharey=True,

@@ -291,6 +291,12 @@ def test_sample_run_writes_what_the_design_says(compare, capsys):
     differences = read_csv(folder / "disagreements.csv")
     assert set(differences["id"]) == set(table["id"][(table["llm_label"] != table["predicted"])
                                                     | (table["llm_generated_label"] != table["predicted"])])
+    for way, column in (("generated", "llm_generated_label"), ("likelihood", "llm_label")):
+        right = {(True, True): "both right", (True, False): "only the model right",
+                 (False, True): "only the LLM right", (False, False): "neither right"}
+        assert differences[f"who_is_right_{way}"].tolist() == [
+            right[pair] for pair in zip(differences["predicted"] == differences["gold"],
+                                        differences[column] == differences["gold"], strict=True)]
     assert (folder / "llm_compare.png").stat().st_size > 10_000
     out = capsys.readouterr().out
     assert out.count("--- prompt") == 2
