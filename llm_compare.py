@@ -929,7 +929,8 @@ def ask(llm: LLM, questions: list[Question], args: argparse.Namespace, folder: P
     if todo:
         llm.share_prefix(questions)
     answer_ids = llm.answer_tokens(questions[0]) if args.mode != "generate" else []
-    work = [question.length - len(llm.prefix) + llm.new_tokens for question in questions]  # tokens
+    written = sum(map(len, answer_ids)) + (llm.new_tokens if args.mode != "likelihood" else 0)
+    work = [question.length - len(llm.prefix) + written for question in questions]  # tokens that the model goes through
     bar = common.progress_bar(sum(work[i] for batch in todo for i in batch), "LLM answers", unit="token")
     with open_journal(folder, rank, processes, args.overwrite) as journal:
         while todo:

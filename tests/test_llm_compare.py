@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -446,6 +447,26 @@ def test_several_processes_share_the_samples(compare, monkeypatch):
     assert sorted(name for batch in asked for name in batch) == [f"test-{row:06d}" for row in range(14)]
     assert (folder / "llm_predictions.csv").read_bytes() == alone
     assert len((folder / "llm_journal.1.jsonl").read_text().splitlines()) in range(5, 10)
+
+
+@pytest.mark.parametrize(("flags", "kept"), [(["--mode", "both"], 0), (["--mode", "likelihood"], 0), ([], 5)])
+def test_the_bar_counts_the_tokens_that_are_left(compare, monkeypatch, flags, kept):
+    folder, seen = compare(*flags), []
+    monkeypatch.setattr(common, "progress_bar", lambda total, *_rest, **_more: seen.append([total]) or SimpleNamespace(
+        update=seen[-1].append, close=lambda: None))
+    lines = (folder / "llm_journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "llm_journal.jsonl").write_text("".join(lines[:kept]))
+    answer = LLM.answer
+
+    def once_too_large(*question):
+        monkeypatch.setattr(LLM, "answer", answer)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(LLM, "answer", once_too_large)
+    compare(*flags)
+    [[total, *updates]] = seen
+    assert len(updates) > 4
+    assert total == sum(updates)
 
 
 def test_out_of_memory_halves_the_batches(compare, monkeypatch, capsys):
