@@ -1192,7 +1192,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def fill_error_sheet(folder: Path, labels: dict[str, str]) -> None:
-    """Write llm_label of each sample into errors.csv's column llm_prediction; all other cells stay."""
+    """Write llm_label of each sample into errors.csv's column llm_prediction (printed: how many); all else stays."""
     path = folder / "errors.csv"
     if not path.is_file():
         print("no errors.csv yet: run errors.py, then this script again, which takes its answers from the journal")
@@ -1200,6 +1200,9 @@ def fill_error_sheet(folder: Path, labels: dict[str, str]) -> None:
     sheet = read_sheet(path)
     sheet["llm_prediction"] = [labels.get(sample_id.strip(), "") for sample_id in sheet["id"]]
     common.write_csv(path, sheet)
+    asked = sheet["id"].str.strip().isin(labels).sum()
+    print(f"errors.csv: llm_prediction is filled in {asked} of {len(sheet)} rows"
+          + ("; the LLM was not asked about the others: see --max-samples" if asked < len(sheet) else ""))
 
 
 def draw(path: Path, run: dict[str, Any], llm: LLM, gold: pd.Series, right: dict[str, np.ndarray]) -> None:

@@ -496,7 +496,7 @@ def test_out_of_memory_with_one_sample_and_other_errors():
         llm_compare.halve(RuntimeError("sizes do not match"), [3, 4], deque())
 
 
-def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, tmp_path):
+def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, capsys):
     folder = compare()
     labels = read_csv(folder / "llm_predictions.csv").set_index("id")["llm_label"]
     ids = ["test-000004", "test-000002", "train-9"]
@@ -507,6 +507,7 @@ def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, tmp_path):
     after = read_csv(folder / "errors.csv")
     assert after[list(sheet.columns)[:-1]].equals(sheet[list(sheet.columns)[:-1]].astype(object))
     assert after["llm_prediction"].tolist() == [labels[ids[0]], labels[ids[1]], ""]
+    assert "llm_prediction is filled in 2 of 3 rows; the LLM was not asked about the others" in capsys.readouterr().out
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
