@@ -364,12 +364,12 @@ def test_journal_is_not_used_for_another_question(compare, monkeypatch, tmp_path
         asked.clear()
 
 
-def start(folder, patience=60, **environment):
-    """llm_compare.py on `folder` in a process of its own, which takes a third of a second more for a batch."""
+def start(folder, pause=0.3, patience=60, **environment):
+    """llm_compare.py on `folder` in a process of its own, which takes `pause` seconds more for a batch."""
     code = f"""
 import sys, time, llm_compare
 llm_compare.BEAT_S, llm_compare.PATIENCE_S, answer = 1, {patience}, llm_compare.LLM.answer
-llm_compare.LLM.answer = lambda *rest: time.sleep(0.3) or answer(*rest)
+llm_compare.LLM.answer = lambda *rest: time.sleep({pause}) or answer(*rest)
 sys.exit(llm_compare.main(sys.argv[1:]))
 """
     return subprocess.Popen([sys.executable, "-c", code, "--run", folder, "--batch-tokens", "150"], cwd=ROOT, text=True,
@@ -389,7 +389,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_files(compare):
     whole = {name: (folder / name).read_bytes() for name in names}
     for name in (*names, "llm_journal.jsonl"):
         (folder / name).unlink()
-    process = start(folder)
+    process = start(folder, pause=1)
     wait_for_lines(folder / "llm_journal.jsonl", 3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -420,7 +420,7 @@ def test_the_first_process_does_not_wait_for_one_that_died(compare):
     whole = (folder / "llm_predictions.csv").read_bytes()
     for name in ("llm_predictions.csv", "llm_journal.jsonl"):
         (folder / name).unlink()
-    first, second = (start(folder, patience=4, RANK=rank, WORLD_SIZE="2") for rank in "01")
+    first, second = (start(folder, pause=1, patience=4, RANK=rank, WORLD_SIZE="2") for rank in "01")
     wait_for_lines(folder / "llm_journal.1.jsonl", 2)
     second.send_signal(signal.SIGKILL)
     second.communicate()
