@@ -2842,7 +2842,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, preci
             if loss is not None:
                 total += loss(outputs, batch["labels"].to(model.device))
         except RuntimeError as error:
-            halve_batches(error, rows, todo)
+            halve_batches(error, rows, todo, "a smaller --model, a shorter --max-length or --precision bf16")
             continue
         if running is not None:  # copied to the host while the device computes the next batch
             keep(*running)
@@ -2900,18 +2900,17 @@ def scratch_array(shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
-def halve_batches(error: RuntimeError, batch: Any, todo: deque[Any]) -> None:
+def halve_batches(error: RuntimeError, batch: Any, todo: deque[Any], ways_on: str) -> None:
     """Put `batch` back and cut every batch of `todo` in two, if `error` says that memory did not suffice; else raise.
 
-    Raises UserError where the batch is a single example.
+    Raises UserError, which names the `ways_on`, where the batch is a single example.
     """
     from accelerate.utils.memory import should_reduce_batch_size
 
     if not should_reduce_batch_size(error):
         raise error
     if len(batch) == 1:
-        raise UserError("out of memory with a single example in the batch; take a smaller model, shorter inputs or "
-                        "--precision bf16") from error
+        raise UserError(f"out of memory with a single example in the batch; take {ways_on}") from error
     halves = [part for whole in [batch, *todo] for part in (whole[:len(whole) // 2], whole[len(whole) // 2:])]
     todo.clear()
     todo.extend(part for part in halves if len(part))

@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Ask, parse, score, compare; returns the exit code."""
     args = build_parser().parse_args(argv)
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes = common.launched()
     with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):  # one of several processes speaks
         folder, run = common.find_run(args)
         form = answer_form(args, run["task"])
@@ -764,8 +764,6 @@ def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions
 
     common.quiet_transformers()
     device, llm_class = common.pick_device(), form.llm_class()
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if args.llm is None and run["sample"]:
         llm = build_sample_llm(llm_class, questions, args.max_new_tokens)
         llm.model.to(device)
@@ -938,7 +936,7 @@ def ask(llm: LLM, questions: list[Question], args: argparse.Namespace, folder: P
             try:
                 answers = llm.answer([questions[i] for i in batch], answer_ids, args.mode)
             except RuntimeError as error:
-                halve(error, batch, todo)
+                common.halve_batches(error, batch, todo, "a smaller --llm, fewer --shots or --precision bf16")
                 continue
             lines = [json.dumps({"key": keys[i], **found}) for i, found in zip(batch, answers, strict=True)]
             journal.write("\n".join([*lines, ""]))
@@ -966,24 +964,6 @@ def plan_batches(questions: list[Question], new_tokens: int, batch_tokens: int) 
         size = max(1, batch_tokens // (questions[todo[0]].length + new_tokens))
         batches.append([todo.popleft() for _ in range(min(size, len(todo)))])
     return batches
-
-
-def halve(error: RuntimeError, batch: list[int], todo: deque[list[int]]) -> None:
-    """Put `batch` back and cut every batch of `todo` in two, if `error` says that memory did not suffice; else raise.
-
-    Raises UserError where the batch is a single sample.
-    """
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not should_reduce_batch_size(error):
-        raise error
-    if len(batch) == 1:
-        raise UserError("out of memory with a single sample in the batch; take a smaller --llm, fewer --shots or "
-                        "--precision bf16") from error
-    halves = [part for whole in [batch, *todo] for part in (whole[:len(whole) // 2], whole[len(whole) // 2:]) if part]
-    todo.clear()
-    todo.extend(halves)
-    print(f"out of memory with {len(batch)} samples in a batch; going on with half of that (--batch-tokens sets it)")
 
 
 # The journal: a line of JSON per answer, in a file per process. The key says what the answer depends on.

@@ -484,16 +484,16 @@ def test_out_of_memory_halves_the_batches(compare, monkeypatch, capsys):
     halved = read_csv(folder / "llm_predictions.csv", ("llm_confidence",))
     assert halved["raw_output"].equals(whole["raw_output"])
     assert halved["llm_confidence"].to_numpy() == pytest.approx(whole["llm_confidence"].to_numpy(), abs=1e-5)
-    assert "out of memory with 14 samples in a batch" in capsys.readouterr().out
+    assert "out of memory with 14 examples in a batch" in capsys.readouterr().out
 
 
 def test_out_of_memory_with_one_sample_and_other_errors():
     from collections import deque
 
-    with pytest.raises(UserError, match="out of memory with a single sample"):
-        llm_compare.halve(RuntimeError("CUDA out of memory. Tried"), [3], deque())
+    with pytest.raises(UserError, match="out of memory with a single example in the batch; take less"):
+        common.halve_batches(RuntimeError("CUDA out of memory. Tried"), [3], deque(), "less")
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        llm_compare.halve(RuntimeError("sizes do not match"), [3, 4], deque())
+        common.halve_batches(RuntimeError("sizes do not match"), [3, 4], deque(), "less")
 
 
 def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, capsys):
