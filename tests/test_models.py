@@ -76,6 +76,7 @@ def test_prediction_keeps_the_order_of_the_data_set():
     outputs = common.predict(model, rows, kind, batch_size=7, precision="fp32")
     singles = np.concatenate([run(model, rows.collate([row]), kind)[0] for row in rows])
     np.testing.assert_allclose(outputs.logits, singles, atol=2e-6)
+    assert isinstance(outputs.vectors, np.memmap)  # on disk: memory stays flat, however many examples there are
 
 
 @pytest.mark.parametrize("family", ["Bert", "GPT2"])

@@ -1,6 +1,7 @@
 """Several processes on one machine, as torchrun starts them: the result of one process, files from the first alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +21,12 @@ TRAIN = ["--dataset", "mrpc", "--sample", "--precision", "fp32", "--dropout", "0
          "--max-train-samples", "65", "--num-train-epochs", "20", "--gradient-accumulation-steps", "2"]
 
 
-def launch(script, *flags, processes=2):
+def launch(script, *flags, torchrun=("--standalone", "--nproc-per-node", "2"), before=(), **environment):
     """`script` under torchrun. (`--` ends torchrun's own flags, which --run would be taken for.)"""
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--",
-         script, *map(str, flags)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+        [*before, sys.executable, "-m", "torch.distributed.run", *torchrun, "--", script, *map(str, flags)], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 def weights(folder):
@@ -105,6 +106,41 @@ def test_another_number_of_processes_does_not_resume(pair, tmp_path, capsys):
     flags = [*TRAIN, "--per-device-train-batch-size", "4", "--run", str(tmp_path), "--resume"]
     assert train.main(flags) == 2
     assert "these differ: the number of processes 2, now 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with a cable between them: (name, interface) of each."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("needs iproute2 and root to make network namespaces")
+    ends = [(f"host{i}-{os.getpid()}", f"v{i}-{os.getpid()}") for i in range(2)]
+    setup = [["link", "add", ends[0][1], "type", "veth", "peer", "name", ends[1][1]]]
+    for i, (host, interface) in enumerate(ends):
+        setup += [["netns", "add", host], ["link", "set", interface, "netns", host],
+                  ["-n", host, "addr", "add", f"10.77.0.{i + 1}/24", "dev", interface],
+                  ["-n", host, "link", "set", interface, "up"], ["-n", host, "link", "set", "lo", "up"]]
+    try:
+        for command in setup:
+            done = subprocess.run(["ip", *command], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"network namespaces can't be made here: {done.stderr.strip()}")
+        yield ends
+    finally:
+        for host, _ in ends:
+            subprocess.run(["ip", "netns", "del", host], capture_output=True, check=False)
+
+
+def test_two_hosts_train_as_one(pair, hosts, tmp_path):
+    flags = [*TRAIN, "--per-device-train-batch-size", "4", "--run", tmp_path]
+    processes = [
+        launch("train.py", *flags, before=["ip", "netns", "exec", host], GLOO_SOCKET_IFNAME=interface, torchrun=[
+            "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(rank), "--master-addr", "10.77.0.1",
+            "--master-port", "29400"]) for rank, (host, interface) in enumerate(hosts)]
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "best epoch:" in printed[0][0]
+    assert printed[1][0] == ""
+    assert largest_difference(tmp_path, pair[1]) == 0
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
