@@ -2956,11 +2956,19 @@ def versions() -> dict[str, str]:
 # =====================================================================================================================
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_off = action.default in (None, []) or action.default is False
+        return action.help if is_off else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one line (UserError) that offers the nearest flags; its help shows defaults."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError; argparse calls it for anything it can't parse."""
