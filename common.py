@@ -17,11 +17,13 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import errno
 import functools
 import http.client
 import importlib.metadata
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -57,19 +59,22 @@ SPLIT_SEED = 13  # splits and samples of the data do not move with --seed, so th
 HIDDEN_LABEL = -1  # how GLUE and others mark the labels that they keep to themselves
 # How a data file of the user's own is read, by its ending; texts and labels as they stand, "NA" and "null" included.
 TABLE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig"),
-    ".tsv": lambda path: pd.read_csv(
-        path, keep_default_na=False, encoding="utf-8-sig", sep="\t", quoting=csv.QUOTE_NONE),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".csv": lambda path: read_delimited(path),
+    ".tsv": lambda path: read_delimited(path, sep="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": lambda path: read_objects(path),
     ".parquet": pd.read_parquet,
 }
-# The columns of predictions.csv that are not the task's own.
-RESERVED_COLUMNS = ("id", "split", "gold", "predicted", "correct", "confidence", "gold_confidence", "margin")
+PREDICTION_COLUMNS = ("gold", "predicted", "correct", "confidence", "gold_confidence", "margin")  # of every kind
+# Columns of the scripts' tables that stand beside the task's own, and beginnings of such: no names for texts.
+RESERVED_COLUMNS, RESERVED_PREFIXES = ("id", "split", "label", *PREDICTION_COLUMNS, "raw_output"), (
+    "prob_", "llm_", "who_is_right_")
 DROPOUT_NAMES = (  # what the model families call their dropout rates
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
     "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pooler_dropout", "embedding_dropout",
     "mlp_dropout")
 COMPLETE = "complete.json"  # written last into a checkpoint: the size of each of its files
+# What the system says where a disk is full, over its quota, past the largest file, or broken.
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LOST_PROCESS = r"Connection (closed|reset) by peer|remote process exited|Broken pipe"  # in the words of gloo and NCCL
 SECONDS_BETWEEN_WRITES = 5  # of history.csv and steps.csv while an epoch runs
 EVAL_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # Trainer's, not ours to keep
@@ -960,6 +965,10 @@ class Kind:
         """The metrics of `draws` bootstrap samples of the examples, (draws,) each; all from the same samples."""
         return resampled(len(predictions), draws, lambda weights: self.figures(predictions, task, weights))
 
+    def is_answer(self, cells: pd.Series, _task: dict[str, Any]) -> pd.Series:
+        """Whether each cell, a text, can stand in gold or predicted of predictions.csv, bool (examples,)."""
+        return pd.Series(True, cells.index)
+
     def confusion(self, _predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame | None:
         """What confusion.csv holds, or None; column `gold` names the rows."""
         return None
@@ -1018,6 +1027,10 @@ class Classification(Kind):
         """The labels' names."""
         return np.array(task["labels"], dtype=object)[table["label"].to_numpy()]
 
+    def is_answer(self, cells: pd.Series, task: dict[str, Any]) -> pd.Series:
+        """A label."""
+        return cells.isin(task["labels"])
+
     def predict(
         self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None = None
     ) -> pd.DataFrame:
@@ -1051,9 +1064,11 @@ class Classification(Kind):
         no example is touched twice and all metrics come from the same samples. Only auroc needs the examples.
         """
         counts = self.confusion(predictions, task).iloc[:, 1:].to_numpy()
-        rng = np.random.default_rng(SPLIT_SEED)
-        cells = rng.multinomial(counts.sum(), counts.ravel() / counts.sum(), size=draws).reshape(draws, *counts.shape)
-        hits, gold, predicted = np.diagonal(cells, axis1=1, axis2=2), cells.sum(axis=2), cells.sum(axis=1)
+        rng, parts = np.random.default_rng(SPLIT_SEED), []
+        for _ in range(draws):  # matrix by matrix: of a thousand labels each takes 8 MB
+            cells = rng.multinomial(counts.sum(), counts.ravel() / counts.sum()).reshape(counts.shape)
+            parts.append((np.diagonal(cells), cells.sum(axis=1), cells.sum(axis=0)))
+        hits, gold, predicted = (np.stack(sums) for sums in zip(*parts, strict=True))
         precision, recall, f1 = ratio(hits, predicted), ratio(hits, gold), ratio(2 * hits, gold + predicted)
         scores = {"accuracy": hits.sum(axis=1) / counts.sum(), "macro_f1": f1.mean(axis=1),
                   "weighted_f1": (f1 * gold).sum(axis=1) / counts.sum(), "macro_recall": recall.mean(axis=1)}
@@ -1133,6 +1148,10 @@ class Regression(Kind):
         """The numbers themselves."""
         return table["label"].to_numpy(np.float64)
 
+    def is_answer(self, cells: pd.Series, _task: dict[str, Any]) -> pd.Series:
+        """A finite number."""
+        return np.isfinite(pd.to_numeric(cells, errors="coerce").astype("float64"))
+
     def targets(self, table: pd.DataFrame, _task: dict[str, Any]) -> np.ndarray:
         """float32 (examples,)."""
         return table["label"].to_numpy(dtype=np.float32)
@@ -1208,6 +1227,10 @@ class Multilabel(Kind):
                             "all 0 or 1")
         rows = texts.itertuples(index=False, name=None)
         return pd.Series([None if "" in row else tuple(map(int, row)) for row in rows], columns.index, dtype=object)
+
+    def is_answer(self, cells: pd.Series, task: dict[str, Any]) -> pd.Series:
+        """A set of labels, or none."""
+        return pd.Series(names_of_sets(sets_of_names(cells, task["labels"]), task["labels"]), cells.index) == cells
 
     def strata(self, table: pd.DataFrame, task: dict[str, Any]) -> np.ndarray:
         """The set of labels, as predictions.csv names it."""
@@ -1751,7 +1774,9 @@ def confusion_table(gold: Any, predicted: Any, labels: list[str]) -> pd.DataFram
     from sklearn import metrics
 
     counts = metrics.confusion_matrix(gold, predicted, labels=labels)
-    return pd.DataFrame(counts, columns=labels).assign(gold=labels)[["gold", *labels]]
+    table = pd.DataFrame(counts, columns=labels)
+    table.insert(0, "gold", labels, allow_duplicates=True)  # a label may be called gold
+    return table
 
 
 def most_frequent(labels: pd.Series) -> Any:
@@ -1982,6 +2007,7 @@ class Data:
     splits: dict[str, pd.DataFrame]  # train, validation, test: id, the text columns, label
     record: dict[str, Any]
     images: Any = None  # of a visual task: id -> PIL image
+    leakage: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # what leakage() returns
 
 
 def load_data(args: argparse.Namespace, test_only: bool = False, labels: list[str] | None = None) -> Data:
@@ -2017,14 +2043,42 @@ def load_data(args: argparse.Namespace, test_only: bool = False, labels: list[st
     whole = {name: len(table) for name, table in splits.items()}
     for name, table in splits.items():
         splits[name] = table.iloc[sample_rows(kind.strata(table, task), name, args)].reset_index(drop=True)
-        if splits[name].empty:
-            raise UserError(f"{task['key']}: the {name} split holds no example with a label")
+    check_splits(splits, task, kind)
     record = {
         **origin, "why": task["why"], "rows": whole, "used": {name: len(table) for name, table in splits.items()},
         "labels": {name: kind.label_counts(table, task) for name, table in splits.items()},
         "dropped": {name: dropped for name, (_, dropped) in cleaned.items() if any(dropped.values())},
     }
-    return Data(task, splits, record, images)
+    return Data(task, splits, record, images, leakage(splits, task))
+
+
+def leakage(splits: dict[str, pd.DataFrame], task: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Examples of test and validation that train holds too: {"train/test": {"n": rows, "share": of that split}, ...}.
+
+    Two examples are the same where all their texts have the same words in the same order: case, punctuation and white
+    space do not count. Of a text without a word, such as a single emoji, all counts.
+    """
+    def keys(table: pd.DataFrame) -> np.ndarray:
+        columns = [[" ".join(re.findall(r"\w+", text.casefold())) or text for text in table[name]]
+                   for name in text_columns(task)]
+        return np.array([hash(texts) for texts in zip(*columns, strict=True)], dtype=np.int64)  # 8 bytes an example
+
+    if "train" not in splits:
+        return {}
+    train, found = keys(splits["train"]), {}
+    for name in ("validation", "test"):
+        same = np.isin(keys(splits[name]), train)
+        found[f"train/{name}"] = {"n": int(same.sum()), "share": float(same.mean())}
+    return found
+
+
+def check_splits(splits: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any) -> None:
+    """UserError where a split is empty, or where all that is left to train on has one label."""
+    for name, table in splits.items():
+        if table.empty:
+            raise UserError(f"{task['key']}: the {name} split holds no example with a label and a text")
+    if kind.closed_set and "train" in splits and len(np.unique(kind.strata(splits["train"], task))) < 2:
+        raise UserError(f"{task['key']}: all training examples that are left have the same label: nothing to learn")
 
 
 def name_labels(task: dict[str, Any], raw: dict[str, pd.DataFrame], kind: Any) -> None:
@@ -2037,6 +2091,10 @@ def name_labels(task: dict[str, Any], raw: dict[str, pd.DataFrame], kind: Any) -
         task["labels"] = sorted(found - {"", str(HIDDEN_LABEL)})
     if len(task["labels"]) < 2:
         raise UserError(f"{task['key']}: column {task['label']} holds {len(task['labels'])} label(s), not two or more")
+    rows = sum(map(len, raw.values()))
+    if "file" in task and len(task["labels"]) > max(20, rows / 2):
+        raise UserError(f"{task['key']}: column {task['label']} holds {len(task['labels'])} labels in {rows} rows, too "
+                        "many to learn; is it another column that holds the label?")
 
 
 def find_task(args: argparse.Namespace) -> dict[str, Any]:
@@ -2047,6 +2105,10 @@ def find_task(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"no file {path}")
         if not args.text_column or not args.label_column:
             raise UserError(f"{path} needs --text-column A [B] and --label-column L")
+        names = [*args.text_column, args.label_column]
+        if len(names) > 3 or len(set(names)) < len(names):
+            raise UserError(f"{path} takes one text column or two, and a label column, all different, not "
+                            f"{', '.join(map(repr, names))}")
         return {"key": path.stem, "row": "own file", "title": path.name, "kind": "classification", "file": str(path),
                 "text": args.text_column, "label": args.label_column, "labels": "from data", "scores": [],
                 "splits": {"train": "all"}, "validation_share": 0.1, "test_share": 0.1,
@@ -2130,11 +2192,42 @@ def read_table(path: Path) -> pd.DataFrame:
     """A user's .csv, .tsv, .jsonl or .parquet file; UserError where it can't be read or is empty."""
     try:
         table = TABLE_READERS[path.suffix](path)
-    except (ValueError, OSError, pd.errors.ParserError) as error:  # UnicodeDecodeError and ArrowInvalid are ValueErrors
+    except (ValueError, OSError, RecursionError, NotImplementedError) as error:  # the parsers' own are ValueErrors
         raise UserError(f"{path} can't be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if table.empty:
         raise UserError(f"{path} holds no rows")
     return table
+
+
+def read_delimited(path: Path, **options: Any) -> pd.DataFrame:
+    """A .csv or .tsv file; ValueError where two columns have one name, or rows more cells than there are names.
+
+    pandas would rename the second column, and take the first for an index.
+    """
+    options |= {"keep_default_na": False, "encoding": "utf-8-sig", "low_memory": False}
+    names = pd.read_csv(path, header=None, nrows=1, dtype=str, **options).iloc[0].tolist()
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise ValueError(f"the column {twice[0]!r} is there twice; rename one")
+    table = pd.read_csv(path, **options)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"its rows have more cells than the {len(names)} column names")
+    return table
+
+
+def read_objects(path: Path) -> pd.DataFrame:
+    """A .jsonl file, an object per line; ValueError names the line that is none."""
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"line {number} is no object in braces: {line[:40]}")
+    return pd.DataFrame(rows)
 
 
 def read_hub(task: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
@@ -2218,24 +2311,91 @@ def load_hub_file(address: str) -> Any:
 
 
 @contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn what goes wrong with the hub into one line: what could not be fetched, from where, and the ways on."""
+def hub_errors(what: str, is_local: bool = False) -> Iterator[None]:
+    """Turn what goes wrong while `what` is read into one line; a full disk is left to command().
+
+    Every exception is caught: each library has its own, and on a broken file any of Python's comes out of them.
+    """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     huggingface_hub.logging.set_verbosity_error()  # its five retries are silent: one line at the end says it all
-    endpoint = huggingface_hub.constants.ENDPOINT
+    fault = "" if is_local else hub_fault()
     try:
         yield
-    except GatedRepoError as error:
-        raise UserError(f"{what} is gated: accept its terms at {endpoint}, then `hf auth login` or set HF_TOKEN"
-                        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{what} is not on {endpoint} (or private): check the name, or give a folder") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"could not fetch {what} from {endpoint}: {reason[:300]}; check the network, "
-                        "or go on without it: --sample, or a local file or folder") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if disk_fault(error):
+            raise
+        raise UserError(explain(what, error, is_local, fault)) from error
+
+
+@functools.cache
+def hub_fault() -> str:
+    """Why the hub can't be reached, "" where it can; where not, its clients are told to use their caches (printed).
+
+    They would try six times for each file: minutes, where a hub takes connections but does not answer.
+    """
+    import datasets
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError
+
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error it also raises
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 5  # not 20 of 20 s each
+    for pause in (0, 1, 2):
+        time.sleep(pause)
+        try:
+            status = get_session().head(constants.ENDPOINT, timeout=10).status_code
+        except HTTPError as error:
+            fault = one_line(error)
+        else:
+            if status < 500:
+                return ""
+            fault = f"HTTP status {status}"
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    print(f"{constants.ENDPOINT} can't be reached ({fault}); taking what was fetched before")
+    return fault
+
+
+def explain(what: str, error: Exception, is_local: bool, fault: str) -> str:
+    """One line: what could not be loaded from where, why (`fault`, or what stands behind `error`), and the ways on."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+    text, causes = str(error), [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    if "custom code" in text:
+        return f"{what} brings code of its own, which is not run; take one that transformers has without it"
+    if isinstance(error, ImportError):
+        return f"{what} needs a package that pip has not installed: {one_line(error)}"
+    if is_local:
+        return f"could not load {what}: {one_line(error)}"
+    # datasets says these two in its own words and hides the cause
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "is a gated dataset" in text:
+        return f"{what} is gated: accept its terms at {ENDPOINT}, then `hf auth login` or set HF_TOKEN"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or "doesn't exist on the Hub" in text:
+        return f"{what} is not on {ENDPOINT} (or private): check the name, or give a folder"
+    broken = [cause for cause in causes if isinstance(cause, HTTPError)
+              and getattr(getattr(cause, "response", None), "status_code", 0) != 404]  # some files may be absent
+    if fault or broken:
+        return (f"could not fetch {what} from {ENDPOINT}: {fault or one_line(broken[0])}; check the network, or go on "
+                "without it: --sample, or a local file or folder")
+    return f"could not load {what} from {ENDPOINT}: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what `error` says, or of what caused it; after its type where the words alone tell little."""
+    from datasets.exceptions import DatasetGenerationError
+
+    if isinstance(error, DatasetGenerationError) and error.__cause__:
+        return one_line(error.__cause__)
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = (f"{first} {rest[0]}" if first.endswith(":") and rest else first)[:300]
+    tells = text and isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+    return text if tells else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 # Files that do not come from the hub lie at DIR/<path> (--data-dir DIR), fetched from their publisher or put there by
@@ -2258,6 +2418,8 @@ def read_files(task: dict[str, Any], data_dir: Path) -> dict[str, pd.DataFrame]:
         fetch(task, data_dir)
         return READERS[task["reader"]](data_dir, task)
     except BROKEN as error:
+        if disk_fault(error):
+            raise
         names = dict.fromkeys(name for file in task["files"] for name in (file.get("archive"), file["path"]) if name)
         raise UserError(f"{task['key']}: not what {task['source']} published: {', '.join(names)} in {data_dir} "
                         f"({repr(error)[:200]}); delete the file to have it fetched again, or put the right one "
@@ -2278,7 +2440,9 @@ def fetch(task: dict[str, Any], data_dir: Path) -> None:
             if "url" not in file:
                 raise UserError(f"{task['key']}: {source} is missing and can't be fetched; put it there by hand: "
                                 f"{file.get('how', task['source'])}")
-            download(file["url"], source)
+            with locked(source.parent, wait=True):  # of two runs that need it the second finds it there
+                if not source.exists():
+                    download(file["url"], source)
         if source != place:
             content = archive_member(source, place.name)
             write_atomically(place, lambda temporary, content=content: temporary.write_bytes(content))
@@ -2301,6 +2465,8 @@ def download(url: str, place: Path) -> None:
             raise OSError(f"{received} of {announced} bytes came")
         temporary.replace(place)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if disk_fault(error):
+            raise
         raise UserError(f"could not fetch {url}: {error}; put the file at {place} by hand, or go on without: --sample"
                         ) from error
     finally:
@@ -2488,8 +2654,11 @@ def require_columns(table: pd.DataFrame, task: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, map(str, table.columns), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{task['key']}: no column {name!r} among {', '.join(map(str, table.columns))}{hint}")
-        if name in RESERVED_COLUMNS and name in text_columns(task):
+        if name in text_columns(task) and (name in RESERVED_COLUMNS or name.startswith(RESERVED_PREFIXES)):
             raise UserError(f"{task['key']}: predictions.csv has a column {name!r} of its own; rename the text column")
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair of UTF-16; UTF-8 has none
 
 
 def clean(raw: pd.DataFrame, split: str, task: dict[str, Any], kind: Any) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -2497,10 +2666,7 @@ def clean(raw: pd.DataFrame, split: str, task: dict[str, Any], kind: Any) -> tup
     table = pd.DataFrame({"id": [f"{split}-{number:06d}" for number in raw.index]})
     for name in text_columns(task):
         texts = raw[name].reset_index(drop=True)
-        if pd.api.types.is_numeric_dtype(texts) and len(texts) and name != task.get("image"):
-            raise UserError(f"{task['key']}: column {name!r} holds numbers ({texts.iloc[0]}, ...), not texts")
-        table[name] = texts.map(label_text if name == task.get("image") else lambda text: (
-            text if isinstance(text, str) else ""))
+        table[name] = texts.map(label_text) if name == task.get("image") else clean_texts(texts, task)
     table["label"] = kind.read_labels(raw[task["label"]].reset_index(drop=True), task)
     no_text = (table[text_columns(task)].map(str.strip) == "").any(axis=1)
     no_label = table["label"].isna()
@@ -2508,6 +2674,21 @@ def clean(raw: pd.DataFrame, split: str, task: dict[str, Any], kind: Any) -> tup
     return (table.astype({"label": "int64"}) if kind.integer_labels else table,
             {**raw.attrs.get("dropped", {}), "without a label": int(no_label.sum()),
              "without a text": int((no_text & ~no_label).sum())})
+
+
+def clean_texts(texts: pd.Series, task: dict[str, Any]) -> pd.Series:
+    """Texts as they stand, "" for a missing one; UserError for another cell, and for a text that no tokenizer takes."""
+    wrong = texts[~texts.map(lambda text: isinstance(text, str)) & texts.notna()]
+    if len(wrong):
+        what = "numbers" if pd.api.types.is_numeric_dtype(texts) else "cells that are no text"
+        raise UserError(f"{task['key']}: column {texts.name!r} holds {what} ({wrong.iloc[0]} in row "
+                        f"{wrong.index[0] + 1}, {len(wrong)} in all), not texts")
+    texts = texts.where(texts.notna(), "")
+    broken = texts[texts.map(lambda text: not text.isascii() and SURROGATE.search(text) is not None)]
+    if len(broken):
+        raise UserError(f"{task['key']}: column {texts.name!r}, row {broken.index[0] + 1} holds half of a character "
+                        f"({SURROGATE.search(broken.iloc[0])[0]!r}), which no tokenizer takes; mend the file")
+    return texts
 
 
 def prepare_csqa(raw: pd.DataFrame) -> pd.DataFrame:
@@ -2608,32 +2789,69 @@ def stratified_rows(strata: np.ndarray, total: int, rng: np.random.Generator) ->
 # =====================================================================================================================
 
 
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+NO_CODE = {"trust_remote_code": False}  # said outright: left out, transformers asks at a terminal whether to run it
+
+
 def load_model(name: str, task: dict[str, Any], dropout: float | None = None) -> tuple[Any, Any]:
     """Tokenizer and model of a hub id or a folder, with a head for the task; UserError where they can't be had.
 
-    A head that was trained for other labels is replaced by a new one (printed). Weights are read from safetensors only.
+    A head that was trained for other labels is replaced by a new one (printed). Weights are read from safetensors only,
+    and code that lies beside them is not run: it takes a model that transformers has.
     """
     import transformers
 
     kind = KINDS[task["kind"]]
-    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
-        raise UserError(f"{name} is a folder without weights: no .safetensors file in it")
     quiet_transformers()
-    with hub_errors(f"the model {name}"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        theirs = list(transformers.AutoConfig.from_pretrained(name).id2label.values())
-        config = transformers.AutoConfig.from_pretrained(name, **head_config(task, kind))
+    with hub_errors(f"the model {name}", Path(name).is_dir()):
+        theirs = list(transformers.AutoConfig.from_pretrained(name, **NO_CODE).id2label.values())
+        config = transformers.AutoConfig.from_pretrained(name, **head_config(task, kind), **NO_CODE)
         kind.check_model(config)
+        require_weights(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **NO_CODE)
         set_dropout(config, dropout)
         set_pad_token(tokenizer, config)
         model, report = getattr(transformers, kind.auto_class).from_pretrained(
             name, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
-            dtype="float32")
+            dtype="float32", **NO_CODE)
+    check_whole(name, tokenizer, model, report)
     if report["mismatched_keys"]:
         print(f"the head of {name} has another number of labels: it is replaced by a new one")
     elif not report["missing_keys"]:
         reorder_head(model, theirs, kind.output_names(task))
     return tokenizer, model
+
+
+def require_weights(name: str) -> None:
+    """UserError where a hub id or a folder holds no safetensors; transformers would have a server convert a pickle."""
+    import huggingface_hub
+
+    if Path(name).is_dir():
+        found = any((Path(name) / file).is_file() for file in WEIGHTS)
+    else:
+        found = hub_fault() or any(huggingface_hub.file_exists(name, file) for file in WEIGHTS)  # else its cache tells
+    if not found:
+        raise UserError(f"{name} is without weights that can be read: it holds no {' or '.join(WEIGHTS)}, and pickles "
+                        "(.bin, .pt) are not read; take another model, or convert it: "
+                        "https://huggingface.co/spaces/safetensors/convert")
+
+
+def check_whole(name: str, tokenizer: Any, model: Any, report: dict[str, Any], new_head: bool = True) -> None:
+    """UserError where the files lack weights of the model, which would stay random, or tokenizer and model are no pair.
+
+    With `new_head` the head may lack, and a pooler, which pretraining leaves out in some families.
+    """
+    absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if new_head:
+        absent = [key for key in absent if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+    if absent:
+        raise UserError(f"{name} lacks {len(absent)} weights of a {model.config.model_type} model, or has them in "
+                        f"another shape, such as {sorted(absent)[0]}; take another model")
+    tokens, embeddings = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{name} holds no tokenizer: its vocabulary is {tokens} marks and no word")
+    if tokens > embeddings:
+        raise UserError(f"{name}: the tokenizer has {tokens} tokens, the model {embeddings}; they are no pair")
 
 
 def reorder_head(model: Any, theirs: list[str], ours: list[str]) -> None:
@@ -2993,6 +3211,13 @@ def non_negative_int(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """`text` as a seed that every random generator takes, for argparse's type=."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more, below 2^32")
+    return int(text)
+
+
 def positive_float(text: str) -> float:
     """`text` as a finite number above 0, for argparse's type=."""
     return _float_within(text, "a finite number above 0", lambda number: 0 < number < math.inf)
@@ -3025,7 +3250,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
                        help="a key of the catalog, or a .csv .tsv .jsonl .parquet file")
     group.add_argument("--model", metavar="ID|FOLDER",
                        help=f"hub id or local folder; off: {DEFAULT_MODEL} in train.py, the newest run elsewhere")
-    group.add_argument("--seed", type=non_negative_int,
+    group.add_argument("--seed", type=seed_number,
                        help=f"random seed; off: {DEFAULT_SEED} in train.py, the newest run elsewhere")
     group.add_argument("--run", type=Path, metavar="DIR", help="a run folder, named outright")
     group.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder that holds the runs")
@@ -3047,11 +3272,11 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """Turn what users can get wrong into one line on stderr and an exit code.
+    """Turn what is not our own mistake into one line on stderr and an exit code; let go of the held folder at the end.
 
-    2: bad input (UserError); 1: the loss was not finite (FloatingPointError), or another process of the run ended; 130:
-    stopped by Ctrl-C or SIGTERM (TrainingStopped, KeyboardInterrupt). Anything else is our own mistake and keeps its
-    traceback.
+    2: bad input, a folder that may not be written or something in the way of a file included (UserError); 1: the loss
+    was not finite (FloatingPointError), the disk is full or broken (disk_fault), or another process of the run ended;
+    130: stopped by Ctrl-C or SIGTERM (TrainingStopped, KeyboardInterrupt). Our own mistakes keep their traceback.
     """
 
     @functools.wraps(main)
@@ -3064,17 +3289,35 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             code, message = 1, str(error)
         except TrainingStopped as error:
             code, message = 130, str(error)
-        except RuntimeError as error:
-            if launched()[1] == 1 or not re.search(LOST_PROCESS, str(error)):
-                raise
-            code, message = 1, "another process of this run ended; start again, a training with --resume"
         except KeyboardInterrupt:
             code, message = 130, "stopped"
+        except Exception as error:
+            code, message = 1, disk_fault(error) or lost_process(error)
+            if not message:
+                raise
+        finally:
+            let_go()
         if code != 130 or launched()[0] == 0:  # a stop is the same in all processes
             print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         return code
 
     return run
+
+
+def disk_fault(error: BaseException) -> str:
+    """What to say where `error` is one of DISK_FAULTS, else ""; safetensors and tokenizers give its number in words."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+    if number not in DISK_FAULTS:
+        return ""
+    place = f" {error.filename}" if getattr(error, "filename", None) else ""
+    return f"could not write{place}: {os.strerror(number)}; what was written before is whole: make room, run it again"
+
+
+def lost_process(error: BaseException) -> str:
+    """What to say where `error` comes of another process of this run having ended, else ""."""
+    lost = launched()[1] > 1 and isinstance(error, RuntimeError) and re.search(LOST_PROCESS, str(error))
+    return "another process of this run ended; start again, a training with --resume" if lost else ""
 
 
 # =====================================================================================================================
@@ -3108,6 +3351,10 @@ def run_folder(args: argparse.Namespace) -> Path:
     return args.runs_dir / dataset_slug(args.dataset) / model_slug(model) / f"seed{seed}"
 
 
+RUN_TYPES = {"dataset": str, "model": str, "seed": int, "sample": bool, "args": dict, "task": dict, "data": dict,
+             "training": dict, "hardware": dict, "model_info": dict}  # of run.json
+
+
 def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The finished run that the flags name, and its run.json; the newest one where they leave a choice (printed).
 
@@ -3129,10 +3376,10 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         found = "only unfinished runs" if folders else "no run"
         flags = f"--dataset {args.dataset}" + (" --sample" if args.sample else "")
         raise UserError(f"{found} in {args.runs_dir / pattern}; train one first: python train.py {flags}")
-    newest = max(finished, key=lambda folder: read_json(folder / "run.json")["finished"])
+    newest = max(finished, key=lambda folder: str(read_json(folder / "run.json")["finished"]))
     if len(finished) > 1:
         print(f"{len(finished)} finished runs match; taking the newest, {newest}")
-    return newest, read_json(newest / "run.json")
+    return newest, finished_run(newest)
 
 
 def tested_on(folder: Path, run: dict[str, Any], dataset: str | None) -> Path:
@@ -3148,11 +3395,18 @@ def finished_run(folder: Path) -> dict[str, Any]:
     run = read_json(folder / "run.json")
     if not run.get("finished"):
         raise UserError(f"the run in {folder} did not finish; go on with train.py --resume")
+    wrong = [name for name, kind in RUN_TYPES.items() if not isinstance(run.get(name, kind()), kind)]
+    if wrong or run["task"]["kind"] not in [*KINDS]:
+        raise UserError(f"{folder / 'run.json'}: {wrong[0] if wrong else 'the kind of the task'} is not what train.py "
+                        "wrote; put it back, or train again with --overwrite")
     return run
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a path beside `path`, sync what it wrote and rename it: a reader sees all of it or nothing."""
+    """Call `write` with a path beside `path`, sync what it wrote and rename it: a reader sees all of it or nothing.
+
+    Raises UserError where `path` may not be written, OSError with its name where the disk is full or broken.
+    """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the ending, by which savers choose a format
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -3161,15 +3415,81 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        if disk_fault(error):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise UserError(f"could not write {path}: {error.strerror or error}") from error
     finally:
         if temporary.exists():
             temporary.unlink()
 
 
+HELD: dict[Path, contextlib.ExitStack] = {}  # the folder that this script holds
+
+
+def hold(folder: Path, shared: bool = False) -> None:
+    """Keep other processes out of `folder` until this script holds another or ends; UserError where one is in it.
+
+    train.py and evaluate.py need a run folder alone, the scripts that read what they wrote share it. Of several
+    processes of one run the first holds it for all.
+    """
+    place = folder.resolve()
+    if launched()[0] == 0 and place not in HELD:
+        let_go()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(folder, shared))
+            HELD[place] = stack.pop_all()
+
+
+def let_go() -> None:
+    """Release what hold() took."""
+    while HELD:
+        HELD.popitem()[1].close()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` while the block runs; who has it alone clears away what killed writers left in it."""
+    handle = lock_folder(folder, shared, wait)
+    try:
+        if not shared:
+            remove_leftovers(folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def lock_folder(folder: Path, shared: bool, wait: bool) -> int | None:
+    """The descriptor that holds the lock, flock's on the folder itself: it ends with the process, however that ends.
+
+    None where there is no such lock: on Windows, and (printed) on some network drives.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if disk_fault(error):
+            raise
+        raise UserError(f"{folder} can't be opened as a folder: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise UserError(f"another process is at work in {folder}; wait until it has ended, or take another folder"
+                            ) from error
+        print(f"{folder} can't be locked ({error.strerror}): let no two processes write to it at once")
+        return None
+    return handle
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left half written in `folder`."""
-    for path in folder.glob(".[0-9]*-*"):
+    """Delete what writers that were killed left half written in `folder`, and in its on-<dataset> folders."""
+    for path in [*folder.glob(".[0-9]*-*"), *folder.glob("on-*/.[0-9]*-*")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -3182,12 +3502,27 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that write_json wrote."""
+class JsonObject(dict):
+    """An object in a JSON file of ours; a missing key is the fault of who changed the file, a UserError."""
+
+    def __init__(self, path: Path, content: dict[str, Any]):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UserError(f"{self.path} lacks {key!r}: it was changed by hand, or another version wrote it; put it back, "
+                        "or train again with --overwrite")
+
+
+def read_json(path: Path) -> JsonObject:
+    """The object in a JSON file that write_json wrote; UserError where there is none, or it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda part: JsonObject(path, part))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, JsonObject):
+        raise UserError(f"{path} holds no JSON object in braces")
+    return content
 
 
 # A spreadsheet runs a cell that begins with one of these as a formula (CWE-1236). Such a text gets an apostrophe in
@@ -3219,13 +3554,13 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
         with temporary.open("w", encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(table.columns)
-            columns = [table[name].tolist() for name in table.columns]  # Python's own numbers, whose text is exact
+            columns = [column.tolist() for _, column in table.items()]  # Python's own numbers, whose text is exact
             writer.writerows([cell(value) for value in row] for row in zip(*columns, strict=True))
 
     write_atomically(path, write)
 
 
-def read_csv(path: Path, numbers: Iterable[str] = (), required: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, numbers: tuple[str, ...] = (), required: tuple[str, ...] = ()) -> pd.DataFrame:
     """Read a CSV file that write_csv wrote: every column as text, those in `numbers` as float64 (empty: NaN).
 
     Args:
@@ -3234,14 +3569,23 @@ def read_csv(path: Path, numbers: Iterable[str] = (), required: Iterable[str] = 
         required: columns that must be there.
 
     Raises:
-        UserError: the file is missing, a required column is, a row has too many cells, or a number is none.
+        UserError: the file is missing or no UTF-8, a required column is missing or there twice, a row has more or fewer
+            cells, or a number is none.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the script that writes it has not been run on this run folder yet")
     csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's default of 131,072 characters
-    with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV in UTF-8 ({error}); have the script that writes it run again") from error
     header, body = (rows[0], rows[1:]) if rows else ([], [])
+    prefixes = tuple(name for name in numbers if name.endswith("_"))
+    numbers = [name for name in header if name in numbers or name.startswith(prefixes)]
+    twice = [name for name in [*required, *numbers] if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]} twice")
     missing = [name for name in required if name not in header]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
@@ -3249,20 +3593,38 @@ def read_csv(path: Path, numbers: Iterable[str] = (), required: Iterable[str] = 
     if ragged:
         raise UserError(f"{path}, row {ragged}: {len(body[ragged - 2])} cells under {len(header)} column names")
     table = pd.DataFrame([[unescape_formula(text) for text in row] for row in body], columns=header, dtype=object)
-    numbers = tuple(numbers)
-    for name in header:
-        if name in numbers or name.startswith(tuple(prefix for prefix in numbers if prefix.endswith("_"))):
-            try:
-                table[name] = pd.to_numeric(table[name].replace("", math.nan)).astype("float64")
-            except ValueError as error:
-                raise UserError(f"{path}, column {name}: {error}") from error
+    for name in numbers:
+        try:
+            table[name] = pd.to_numeric(table[name].replace("", math.nan)).astype("float64")
+        except ValueError as error:
+            raise UserError(f"{path}, column {name}: {error}") from error
     return table
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
-    """predictions.csv of a run: text columns, `correct` as bool, probabilities and the like as float64."""
-    table = read_csv(folder / "predictions.csv", PREDICTION_NUMBERS, ("id", "split", "gold", "predicted", "correct"))
-    table["correct"] = table["correct"].str.casefold() == "true"
+    """predictions.csv of a run: text columns, `correct` as bool, probabilities and the like as float64.
+
+    Raises UserError where it is not as evaluate.py wrote it: no rows, an id twice, a cell that can't stand in its
+    column, `correct` where gold and predicted differ.
+    """
+    path, task = folder / "predictions.csv", read_json(folder / "run.json")["task"]
+    kind = KINDS[task["kind"]]
+    table = read_csv(path, PREDICTION_NUMBERS, ("id", "split", *text_columns(task), *PREDICTION_COLUMNS))
+    if table.empty:
+        raise UserError(f"{path} has no rows; run evaluate.py again")
+    says = table["correct"].str.casefold()
+    wrong = {"id": table["id"].duplicated() | (table["id"] == "")}
+    wrong |= {name: ~kind.is_answer(table[name], task) for name in ("gold", "predicted")}
+    wrong["correct"] = ~says.isin(["true", "false"])
+    if kind.closed_set:
+        wrong["correct"] |= (says == "true") != (table["gold"] == table["predicted"])
+    for name in table.columns[table.columns.str.fullmatch("confidence|gold_confidence|margin|prob_.*")]:
+        wrong[name] = ~(table[name].isna() | table[name].between(0, 1 + 1e-9))
+    for name, rows in wrong.items():
+        if rows.any():
+            raise UserError(f"{path}, row {rows.argmax() + 2}: {table[name][rows.argmax()]} can't be the {name} there; "
+                            "it was changed by hand: run evaluate.py again")
+    table["correct"] = says == "true"
     return table
 
 

@@ -31,6 +31,7 @@ from common import (
     command,
     figure_note,
     find_run,
+    hold,
     new_figure,
     positive_int,
     read_csv,
@@ -119,8 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     """Write errors.csv, slices.csv, codebook.md and the rankings of a run; with --check, list what is missing."""
     args = build_parser().parse_args(argv)
     folder, run = find_run(args)
+    hold(folder, shared=True)
     task = run["task"]
-    predictions = load_predictions(folder, text_columns(task))
+    predictions = read_predictions(folder)
     if args.check:
         write_report(folder)
         missing = missing_parts(folder, n_errors=int((~predictions["correct"]).sum()))
@@ -145,17 +147,6 @@ def main(argv: list[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # The wrong samples, and what is true of them
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_predictions(folder: Path, columns: list[str]) -> pd.DataFrame:
-    """predictions.csv of the run; UserError where it lacks a column, holds no row, or an id twice."""
-    predictions = read_predictions(folder)
-    missing = [name for name in [*columns, *NUMBERS] if name not in predictions.columns]
-    repeated = predictions["id"][predictions["id"].duplicated()].tolist()
-    faults = [f"has no column {name}" for name in missing] + [f"has the id {name} twice" for name in repeated]
-    if faults or predictions.empty:
-        raise UserError(f"{folder / 'predictions.csv'} {[*faults, 'has no rows'][0]}; run evaluate.py again")
-    return predictions
 
 
 def read_train_texts(folder: Path, columns: list[str]) -> pd.DataFrame | None:

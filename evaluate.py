@@ -28,6 +28,7 @@ from visualize import write_report
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
 BASELINES_HEADER = ["baseline", "metric", "value", "ci_low", "ci_high", "n"]
+SHOWN_LABELS = 30  # rows of confusion.png
 LATENCY_EXAMPLES = 50  # predicted one by one for the latency of a single example
 SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classes of models: fewer parameters than this
 OTHER_SIZES = {"linear": "a linear model", "ensemble": "an ensemble", "human": "people",
@@ -70,6 +71,7 @@ def evaluate_run(args: argparse.Namespace) -> tuple[dict[str, Any], pd.DataFrame
     """
     with common.first_process_first():
         folder, run = find_run(args)
+        common.hold(folder)
         data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
         folder, run = adopt(folder, run, data)
     test, outputs, timing = predict(args, run, data)
@@ -110,7 +112,9 @@ def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, d
     That run.json keeps what the run was trained on as `trained_on`. The task gets what the run tuned on its own
     validation split. UserError where the labels are not the same.
     """
-    run = {"model_dir": str(folder / "model"), **run}
+    run.setdefault("model_dir", str(folder / "model"))
+    if not Path(run["model_dir"]).is_dir():
+        raise UserError(f"the run has lost its model: {run['model_dir']} is no folder; train again with --overwrite")
     place = common.tested_on(folder, run, data.task["key"] if "hub" in data.task or "reader" in data.task else None)
     if place != folder:
         own = run["task"]
@@ -281,9 +285,19 @@ def differences(score: dict[str, Any], run: dict[str, Any], data: common.Data) -
 
 
 def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> None:
-    """Draw the confusion matrix: a row per gold label, shaded by its share of the row, with the counts."""
-    counts, labels = confusion.iloc[:, 1:].to_numpy(), list(confusion.columns[1:])
+    """Draw the confusion matrix: a row per gold label, shaded by its share of the row, with the counts.
+
+    Of more than SHOWN_LABELS labels it shows the most frequent ones; confusion.csv has all.
+    """
+    counts = confusion.iloc[:, 1:].to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    is_square = counts.shape[0] == counts.shape[1]  # else a label's columns are kinds of outcome
+    frequency = counts.sum(axis=1) + (counts.sum(axis=0) if is_square else 0)
+    rows = np.sort(np.argsort(-frequency, kind="stable")[:SHOWN_LABELS])
+    columns = rows if is_square else np.arange(counts.shape[1])
+    note = f"; the {len(rows)} most frequent of {len(counts)} labels" if len(rows) < len(counts) else ""
+    total, counts, shares = counts.sum(), counts[np.ix_(rows, columns)], shares[np.ix_(rows, columns)]
+    names, labels = confusion.iloc[rows, 0].tolist(), confusion.columns[1:][columns].tolist()
     size = max(3.5, 0.6 * len(labels) + 2)
     figure, axes = common.new_figure(size + 1, size)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -292,9 +306,9 @@ def draw_confusion(confusion: pd.DataFrame, path: Path, run: dict[str, Any]) -> 
                   color="white" if shares[row, column] > 0.6 else "black")
     turned = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 8 or len(labels) > 4 else {}
     axes.set_xticks(range(len(labels)), labels, **turned)
-    axes.set_yticks(range(len(counts)), confusion["gold"])
-    axes.set(xlabel="predicted", ylabel="gold", title=f"{run['dataset']}, {run['model']}, seed {run['seed']}\n"
-             + common.figure_note(run, counts.sum()))
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="gold", title=f"{run['dataset']}, {run['model']}, seed {run['seed']}{note}\n"
+             + common.figure_note(run, total))
     common.save_figure(figure, path)
 
 

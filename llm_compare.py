@@ -93,12 +93,13 @@ def main(argv: list[str] | None = None) -> int:
     rank, processes = common.launched()
     with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):  # one of several processes speaks
         folder, run = common.find_run(args)
+        common.hold(folder, shared=True)
         form = answer_form(args, run["task"])
         predictions = pick_samples(common.read_predictions(folder), form, args.max_samples or args.max_eval_samples)
         questions = build_questions(args, folder, form, predictions)
         with sign_of_life(journal_path(folder, rank)) if rank else contextlib.nullcontext():
             llm = load_llm(args, run, form, questions)
-            questions = [encode(llm, question) for question in questions]
+            questions = encode_all(llm, questions)
             announce(llm, questions, args)
             records = ask(llm, questions, args, folder, rank, processes)
         if rank == 0:
@@ -328,7 +329,9 @@ ANSWERS = {"classification": LabelAnswer, "multiple_choice": ChoiceAnswer, "answ
 
 
 def answer_form(args: argparse.Namespace, task: dict[str, Any]) -> Any:
-    """What an answer is for this task, and in `args` what follows from it; UserError where --mode does not suit it."""
+    """What an answer is for this task, and in `args` what follows from it; UserError where an LLM can't give one."""
+    if UNPARSED in task.get("labels", []):
+        raise UserError(f"{task['key']} has a label {UNPARSED}, which stands for answers that can't be read; rename it")
     form = ANSWERS[task["kind"]](task)
     if args.mode == "likelihood" and not form.closed:
         raise UserError(f"--mode likelihood takes labels that can be listed; {task['key']} has none: --mode generate")
@@ -485,10 +488,22 @@ def draw_examples(folder: Path, task: dict[str, Any], shots: int) -> list[dict[s
     if not shots:
         return []
     train = common.read_csv(folder / "train_texts.csv", required=("id", *common.text_columns(task), "label"))
+    if len(train) < shots:
+        raise UserError(f"--shots {shots} is more than the {len(train)} training examples of the run")
     train = train.iloc[np.random.default_rng(common.SPLIT_SEED).permutation(len(train))]
     labels = train["label"] if task.get("labels") else train["label"] == ""
     turns = labels.groupby(labels).cumcount()  # 0 for the first drawn of each label, then 1, ...
     return train.loc[turns.sort_values(kind="stable").index[:shots]].to_dict("records")
+
+
+def encode_all(llm: "LLM", questions: list[Question]) -> list[Question]:
+    """encode() of each question; UserError where the LLM's chat template, a program in a sandbox, breaks off."""
+    from jinja2 import TemplateError
+
+    try:
+        return [encode(llm, question) for question in questions]
+    except TemplateError as error:
+        raise UserError(f"the chat template of {llm.name} can't be used: {error}; take another --llm") from error
 
 
 def encode(llm: "LLM", question: Question) -> Question:
@@ -770,12 +785,15 @@ def load_llm(args: argparse.Namespace, run: dict[str, Any], form: Any, questions
     else:
         name, precision = args.llm or llm_class.default, common.choose_precision(args.precision)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        with loading_errors(llm_class, name), common.hub_errors(f"the LLM {name}"):
-            config = transformers.AutoConfig.from_pretrained(name)
+        with loading_errors(llm_class, name), common.hub_errors(f"the LLM {name}", Path(name).is_dir()):
+            config = transformers.AutoConfig.from_pretrained(name, **common.NO_CODE)
             check_fits(llm_class, name, config, dtype, device)
-            processor = getattr(transformers, llm_class.processor_class).from_pretrained(name)
-            model = getattr(transformers, llm_class.auto_class).from_pretrained(
-                name, config=config, dtype=dtype, use_safetensors=True).to(device)
+            common.require_weights(name)
+            processor = getattr(transformers, llm_class.processor_class).from_pretrained(name, **common.NO_CODE)
+            model, report = getattr(transformers, llm_class.auto_class).from_pretrained(
+                name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **common.NO_CODE)
+            model.to(device)
+        common.check_whole(name, getattr(processor, "tokenizer", processor), model, report, new_head=False)
         changed = max((path.stat().st_mtime_ns for path in Path(name).glob("*.safetensors")), default=0)
         revision = getattr(config, "_commit_hash", None) or str(changed)
         llm = llm_class(name, revision, precision, processor, model, args.max_new_tokens)
@@ -827,18 +845,15 @@ def free_bytes(device: Any) -> int:
 
 @contextlib.contextmanager
 def loading_errors(llm_class: Any, name: str) -> Iterator[None]:
-    """Say more of what went wrong in loading than common.hub_errors can: gated, refused, out of memory, a package."""
+    """Say more of what went wrong in loading than common.hub_errors can: gated, refused, out of memory."""
     try:
         yield
     except UserError as error:
         raise UserError(explain(llm_class, name, error) or str(error)) from error
-    except ImportError as error:  # the processors of some vision-language models need torchvision
-        reason = str(error).strip().split(". ")[0].splitlines()[0]
-        raise UserError(f"{name} needs a package that pip has not installed: {reason}") from error
 
 
 def explain(llm_class: Any, name: str, error: BaseException) -> str:
-    """What `error` came from and what to do about it: the hub's 401, 403 or 404, memory, a folder; "" for others."""
+    """What `error` came from and what to do about it: the hub's 401, 403 or 404, memory; "" for others."""
     from accelerate.utils.memory import should_reduce_batch_size
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -857,8 +872,6 @@ def explain(llm_class: Any, name: str, error: BaseException) -> str:
         return f"{endpoint} refused {name}: {TOKEN_FAULTS[status]}; `hf auth login`, or set or unset HF_TOKEN"
     if should_reduce_batch_size(causes[-1]):
         return f"out of memory while loading {name}; take a smaller --llm or --precision bf16"
-    if Path(name).is_dir():
-        return f"the folder {name} holds no {llm_class.family} that can be loaded: {str(causes[-1]).splitlines()[0]}"
     return ""
 
 
@@ -985,8 +998,8 @@ def read_journal(folder: Path) -> dict[str, dict[str, Any]]:
     """The answers in all journals of the folder, by key; a line that a kill cut short is dropped."""
     records = {}
     for path in sorted(folder.glob("llm_journal*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # no JSON, or no record of ours
                 record = json.loads(line)
                 records[record["key"]] = record
     return records
@@ -1002,7 +1015,7 @@ def open_journal(folder: Path, rank: int, processes: int, overwrite: bool) -> An
         others = {journal_path(folder, other) for other in range(processes)} - {path}
         for old in set(folder.glob("llm_journal*.jsonl")) - others:
             old.unlink()
-    journal = path.open("a+", encoding="utf-8")
+    journal = path.open("a+", encoding="utf-8", errors="replace")
     journal.seek(0)
     text = journal.read()
     journal.write("\n" if text and not text.endswith("\n") else "")

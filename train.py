@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ import evaluate
 from common import KINDS, Data, UserError, command
 from visualize import changed_by_hand, draw_learning_curve, write_report
 
+SHOWN_LABELS = 20  # printed with their counts
 KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs keeps
+# What --overwrite deletes, but for what a person wrote in: errors*.csv, a report changed by hand. All else stays.
+OUTPUTS = ("*.csv", "*.png", "*.npz", "*.html", "*.jsonl", "report.*", "model/", "checkpoint-*/")
 # What a finished run must have in common with the flags of --resume, so that it goes on as it began.
 FIXED_ON_RESUME = (
     "dataset", "model", "seed", "sample", "text_column", "label_column", "train_per_class", "max_train_samples",
@@ -101,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help="torch.compile the model: minutes at the start, faster steps on a GPU")
 
     group = parser.add_argument_group("run")
-    group.add_argument("--seeds", type=common.non_negative_int, nargs="+", metavar="N",
+    group.add_argument("--seeds", type=common.seed_number, nargs="+", metavar="N",
                        help="train and evaluate a run per seed; seeds.csv and the learning curves of all")
     group.add_argument("--resume", action="store_true",
                        help="go on from the last checkpoint of the run; with --seeds: keep the runs that are finished, "
@@ -135,29 +139,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Fill in what the flags leave open; UserError where they contradict each other."""
-    if not args.dataset:
-        raise UserError("no --dataset given; python train.py --list prints the keys")
-    if args.seeds and args.seed is not None:
-        raise UserError("give --seed or --seeds, not both")
-    if args.resume and args.overwrite:
-        raise UserError("give --resume or --overwrite, not both")
-    if args.run and args.seeds:
-        raise UserError("--run names one folder; it can't hold several --seeds")
-    if args.seeds and len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice")
-    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
-    if sharded:
-        raise UserError(f"the loop does not shard a model ({sharded[0]}): use accelerate's MULTI_GPU or MULTI_CPU; "
-                        "where the model does not fit, try --lora-rank, --activation-checkpointing, a smaller --model")
-    for flag, package in (("--report-to", args.report_to), ("--lora-rank", "peft" if args.lora_rank else "none")):
-        if package != "none" and not importlib.util.find_spec(package):
-            raise UserError(f"{flag} needs the package {package}: pip install {package}")
+    """Fill in what the flags leave open; UserError where they contradict each other or need what is not there."""
     toy = args.sample and not args.model
+    args.num_train_epochs = args.num_train_epochs or (12 if toy else 3)
+    check_flags(args)
     args.model = args.model or (common.SAMPLE_MODEL if args.sample else common.DEFAULT_MODEL)
     args.seed = common.DEFAULT_SEED if args.seed is None else args.seed
-    args.num_train_epochs = args.num_train_epochs or (12 if toy else 3)
     args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """UserError for the first fault of the flags."""
+    if not args.dataset:
+        raise UserError("no --dataset given; python train.py --list prints the keys")
+    seeds, last = args.seeds or [], max(args.keep_epochs, default=0)
+    is_own_file = Path(args.dataset).suffix in common.TABLE_READERS
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    faults = {
+        "give --seed or --seeds, not both": seeds and args.seed is not None,
+        f"--seeds {' '.join(map(str, seeds))} names a seed twice": len(set(seeds)) < len(seeds),
+        "give --resume or --overwrite, not both": args.resume and args.overwrite,
+        "--run names one folder; it can't hold several --seeds": args.run and seeds,
+        f"--text-column and --label-column are for a file of your own, not for {args.dataset}":
+            (args.text_column or args.label_column) and not is_own_file,
+        f"--keep-epochs {last} is beyond the {args.num_train_epochs} epochs of the training":
+            last > args.num_train_epochs,
+        f"the loop does not shard a model ({', '.join(sharded)}): use accelerate's MULTI_GPU or MULTI_CPU; where the "
+        "model does not fit, try --lora-rank, --activation-checkpointing, a smaller --model": sharded}
+    packages = {"--report-to": args.report_to, "--lora-rank": "peft" if args.lora_rank else "none"}
+    faults |= {f"{flag} needs the package {package}: pip install {package}":
+               package != "none" and not importlib.util.find_spec(package) for flag, package in packages.items()}
+    for message, holds in faults.items():
+        if holds:
+            raise UserError(message)
 
 
 def train_seeds(args: argparse.Namespace, argv: list[str]) -> None:
@@ -196,12 +210,10 @@ def write_seeds(path: Path, folders: list[Path], seeds: list[int]) -> None:
 def train(args: argparse.Namespace, argv: list[str]) -> None:
     """One run: data, model, loop, model/ and run.json."""
     folder, is_first = common.run_folder(args), common.launched()[0] == 0
+    common.hold(folder)
     with common.first_process_first():
         checkpoint = find_checkpoint(folder, args)
-        if is_first and checkpoint is None and (folder / "run.json").is_file():
-            remove_old_run(folder)
-        if is_first:
-            common.remove_leftovers(folder)
+        replaces = is_first and checkpoint is None and (folder / "run.json").is_file()
     with common.first_process_first():
         data = common.load_data(args)
         report_data(data, args)
@@ -212,6 +224,8 @@ def train(args: argparse.Namespace, argv: list[str]) -> None:
         model = common.add_lora(model, args.lora_rank)
     if is_first:
         common.write_json(folder / "run.json", run)
+        if replaces:  # only now: data and model are there, so the new run will be too
+            remove_old_run(folder)
         write_train_texts(folder, data)
 
     log = common.RunLog(folder, args.save_steps, KINDS[data.task["kind"]].tuned)
@@ -236,6 +250,8 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
 
     UserError: a run that neither --resume nor --overwrite may touch, nothing to resume, or a run of other flags.
     """
+    if args.overwrite:
+        return None
     before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
     finished = is_finished(folder)
     checkpoints = common.whole_checkpoints(folder) if args.resume and not finished else []
@@ -252,7 +268,7 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
             differences = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changed.items())
             raise UserError(f"--resume goes on with the run's own flags; these differ: {differences} ({folder})")
         return None if finished else checkpoints[-1]
-    if before and not args.overwrite and not args.resume:
+    if before and not args.resume:
         state, resume = "an unfinished", ", --resume goes on with it"
         if finished:
             state, resume = "a finished", ", --resume keeps it" if args.seeds else ""
@@ -261,13 +277,15 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
 
 
 def remove_old_run(folder: Path) -> None:
-    """Delete what the scripts wrote into `folder`; what a person may have written stays: sheets, notes, a report."""
-    for path in folder.iterdir():
+    """Delete what the scripts wrote into `folder` but for run.json; what a person may have written in stays."""
+    for path in chain.from_iterable(folder.glob(pattern) for pattern in OUTPUTS):
         if path.is_dir():
             shutil.rmtree(path)
-        elif not (path.match("errors*.csv") or path.name == "report_notes.md"
-                  or (path.stem == "report" and changed_by_hand(path))):
+        elif not path.match("errors*.csv") and not (path.stem == "report" and changed_by_hand(path)):
             path.unlink()
+    for other in folder.glob("on-*/"):
+        remove_old_run(other)
+        (other / "run.json").unlink(missing_ok=True)
 
 
 def as_json(value: Any) -> Any:
@@ -283,10 +301,19 @@ def report_data(data: Data, args: argparse.Namespace) -> None:
     print(f"splits: {record['why']}")
     for name, used in record["used"].items():
         sampled = f" of {record['rows'][name]}" if used < record["rows"][name] else ""
-        print(f"  {name:<10} {used}{sampled} examples; " + ", ".join(
-            f"{label} {count}" for label, count in record["labels"][name].items()))
+        counts = [f"{label} {count}" for label, count in record["labels"][name].items()]
+        more = [f"and {len(counts) - SHOWN_LABELS} labels more"] if len(counts) > SHOWN_LABELS else []
+        print(f"  {name:<10} {used}{sampled} examples; " + ", ".join(counts[:SHOWN_LABELS] + more))
     for name, dropped in record["dropped"].items():
         print(f"  dropped from the source's {name}: " + ", ".join(f"{n} {why}" for why, n in dropped.items() if n))
+    counts = record["labels"]["train"]
+    unseen = [label for label in data.task["labels"] if counts.get(label) == 0] if "labels" in data.task else []
+    if unseen:
+        print(f"  no training example has the label {', '.join(unseen[:SHOWN_LABELS])}: the model can't learn it")
+    for pair, found in data.leakage.items():
+        if found["n"]:
+            print(f"  {pair}: {found['n']} examples of {pair.split('/')[1]} ({found['share']:.1%}) have the words of a "
+                  "training example")
     if args.sample:
         print("sample rows: the figures of this run mean nothing")
 
@@ -318,7 +345,7 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
     return {
         "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
         "sample": args.sample, "command": shlex.join(["python", "train.py", *argv]),
-        "args": as_json(vars(args)), "task": data.task, "data": data.record,
+        "args": as_json(vars(args)), "task": data.task, "data": data.record, "leakage": data.leakage,
         "model_info": {
             "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
             "layers": config.num_hidden_layers, "revision": revision, "card": common.model_card(args.model, revision),

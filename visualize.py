@@ -40,6 +40,7 @@ from common import (
     figure_note,
     find_run,
     finished_run,
+    hold,
     new_figure,
     positive_float,
     positive_int,
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """Draw everything that the files in the run folder allow."""
     args = build_parser().parse_args(argv)
     folder, run = find_run(args)
+    hold(folder, shared=True)
     for other in args.runs:
         finished_run(other)
     draw_learning_curve([folder, *args.runs], folder / "learning_curve.png")
@@ -149,6 +151,8 @@ def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: 
     panels[0].plot(steps["epoch"], steps["loss"], color=color, alpha=0.3, linewidth=0.6)
     panels[0].plot(steps["epoch"], smooth, color=color)
     best = history[history["epoch"] == training["best_epoch"]]
+    if best.empty:
+        raise UserError(f"{folder / 'history.csv'} has no row of the best epoch, {training['best_epoch']:g}")
     for panel, column in zip(panels, ("eval_loss", f"eval_{metric}"), strict=True):
         panel.plot(history["epoch"], history[column], color=color, linestyle="--", marker="o", markersize=4)
         panel.plot(best["epoch"], best[column], color=color, linestyle="", **BEST_EPOCH)
@@ -163,15 +167,22 @@ def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: 
 # ---- The points: which samples, which colour, which shape -----------------------------------------------------------
 
 
-def read_arrays(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    """The named arrays of an .npz file; UserError where the file is missing, broken or lacks one."""
+def read_arrays(path: Path, **shapes: str) -> list[np.ndarray]:
+    """The named arrays of an .npz file; UserError where the file is missing, broken or lacks one.
+
+    shapes: name -> numpy's letter for the kind of its values and the number of its axes; an array per name comes back.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; evaluate.py writes it")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
+            found = [arrays[name] for name in shapes]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    for array, (name, shape) in zip(found, shapes.items(), strict=True):
+        if f"{array.dtype.kind}{array.ndim}" != shape:
+            raise UserError(f"{path} cannot be read: {name} is {array.dtype.kind}{array.ndim}, not {shape}")
+    return found
 
 
 def read_samples(folder: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.ndarray]:
@@ -180,7 +191,7 @@ def read_samples(folder: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.n
     Raises UserError where hidden_states.npz and predictions.csv do not hold the same samples.
     """
     predictions = read_predictions(folder)
-    ids, vectors = read_arrays(folder / "hidden_states.npz", ("id", "vector"))
+    ids, vectors = read_arrays(folder / "hidden_states.npz", id="U1", vector="f2")
     row_of = {name: row for row, name in enumerate(ids.tolist())}
     alone = set(row_of) ^ set(predictions["id"])
     if alone or not len(row_of) == len(ids) == len(predictions) == len(vectors):
@@ -188,7 +199,7 @@ def read_samples(folder: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.n
                         f"and {len(alone)} ids stand in one alone; write both again with evaluate.py --overwrite")
     table = predictions[["id", "gold", "predicted", "correct", "confidence"]].copy()
     table["group"] = KINDS[task["kind"]].picture_groups(predictions, task)
-    table["texts"] = predictions[[name for name in text_columns(task) if name in predictions]].to_dict("records")
+    table["texts"] = predictions[text_columns(task)].to_dict("records")
     return table, vectors[[row_of[name] for name in table["id"]]].astype(np.float64)
 
 
@@ -318,8 +329,11 @@ def read_epochs(path: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.ndar
     """epoch_states.npz as one row per epoch and sample, and their vectors, float64 (epochs * n, hidden).
 
     """
-    names = ("id", "epoch", "vector", "gold", "predicted", "correct", "confidence")
-    ids, epochs, vectors, gold, predicted, correct, confidence = read_arrays(path, names)
+    ids, epochs, vectors, gold, predicted, correct, confidence = read_arrays(
+        path, id="U1", epoch="i1", vector="f3", gold="U1", predicted="U2", correct="b2", confidence="f2")
+    if {array.shape[:2] for array in (vectors, predicted, correct, confidence)} != {(len(epochs), len(gold))} or (
+            len(ids) != len(gold)):
+        raise UserError(f"{path} cannot be read: its arrays are not of the same epochs and examples")
     points = pd.DataFrame({"epoch": np.repeat(epochs, len(ids)), "id": np.tile(ids, len(epochs)),
                            "gold": np.tile(gold, len(epochs)), "predicted": predicted.ravel()})
     points["correct"] = correct.ravel()
