@@ -241,16 +241,19 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(common.RunLog, "_is_told_to_stop", told)
 
 
+LORA = (*TRAIN, "--lora-rank", "4", "--activation-checkpointing")
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    """A finished run with LoRA."""
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("lora")
+    assert train.main([*LORA, "--run", str(folder)]) == 0
+    return folder
+
+
 class TestLora:
-    FLAGS = (*TRAIN, "--lora-rank", "4", "--activation-checkpointing")
-
-    @pytest.fixture(scope="class")
-    def lora_run(self, tmp_path_factory):
-        pytest.importorskip("peft")
-        folder = tmp_path_factory.mktemp("lora")
-        assert train.main([*self.FLAGS, "--run", str(folder)]) == 0
-        return folder
-
     def test_trains_the_head_and_few_other_parameters(self, lora_run, tmp_path):
         assert train.main([*TRAIN, "--run", str(tmp_path), "--learning-rate", "1e-30"]) == 0
         from safetensors.numpy import load_file
@@ -263,7 +266,7 @@ class TestLora:
 
     def test_the_kept_epoch_scores_as_it_did_in_training(self, lora_run):
         run = common.read_json(lora_run / "run.json")
-        data = common.load_data(train.build_parser().parse_args([*self.FLAGS]))
+        data = common.load_data(train.build_parser().parse_args([*LORA]))
         tokenizer, model = common.load_model(str(lora_run / "model"), data.task)
         kind, validation = common.KINDS["classification"], data.splits["validation"]
         rows = kind.encode(validation, data.task, tokenizer, 128)
@@ -274,14 +277,14 @@ class TestLora:
     def test_resumes_bit_for_bit(self, lora_run, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             stop_at(patch, 3)
-            assert train.main([*self.FLAGS, "--run", str(tmp_path)]) == 130
-        assert train.main([*self.FLAGS, "--run", str(tmp_path), "--resume"]) == 0
+            assert train.main([*LORA, "--run", str(tmp_path)]) == 130
+        assert train.main([*LORA, "--run", str(tmp_path), "--resume"]) == 0
         for name in ("model/model.safetensors", "steps.csv"):
             assert (tmp_path / name).read_bytes() == (lora_run / name).read_bytes()
 
     def test_without_the_package_is_one_line(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert train.main([*self.FLAGS, "--run", str(tmp_path)]) == 2
+        assert train.main([*LORA, "--run", str(tmp_path)]) == 2
         assert "--lora-rank needs the package peft: pip install peft" in capsys.readouterr().err
 
 

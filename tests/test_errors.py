@@ -153,7 +153,8 @@ def test_tags_of_pairs_and_of_training_texts():
     ("2.5", "-4.0", "over by 1.5"), ("in 1066", "", "missed answer"), ("a | b", "none", "missing a | b")])
 def test_every_kind_of_prediction_has_a_sheet(tmp_path, monkeypatch, gold, predicted, name):
     monkeypatch.setitem(errors.KINDS, "any", SimpleNamespace(
-        error_types=lambda wrong, task: [name] * len(wrong), confidence_is=""))
+        error_types=lambda wrong, task: [name] * len(wrong), confidence_is="", closed_set=False,
+        is_answer=lambda cells, task: pd.Series(True, cells.index)))
     row = prediction(0, gold, predicted, math.nan, "x" * 40_000, second="b", abs_error=1.5)
     make_run(tmp_path, [row], {**TASK, "kind": "any", "text": ["text", "second"]})
     assert run_errors(tmp_path) == 0
@@ -261,7 +262,7 @@ def test_a_row_that_was_copied_and_the_true_of_excel(tmp_path):
     ("errors.csv", b"id,input,Cause,cause \n1,a,b,c\n", "has the column cause twice"),
     ("predictions.csv", PREDICTIONS, "has no rows"), ("predictions.csv", b"", "has no column id, split"),
     ("predictions.csv", PREDICTIONS.replace(b"text", b"texts"), "has no column text"),
-    ("predictions.csv", PREDICTIONS + b"7,test,x,a,b,False,1,0,1\n" * 2, "has the id 7 twice")])
+    ("predictions.csv", PREDICTIONS + b"7,test,x,bad,good,False,1,0,1\n" * 2, "row 3: 7 can't be the id there")])
 def test_files_that_cannot_be_used_are_left_alone(tmp_path, capsys, name, content, message):
     make_run(tmp_path, [prediction(0, "bad", "good")])
     (tmp_path / name).write_bytes(content)

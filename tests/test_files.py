@@ -106,7 +106,7 @@ class TestFindRun:
     def make(self, folder, name, finished):
         path = folder / name
         path.mkdir(parents=True)
-        common.write_json(path / "run.json", {"finished": finished})
+        common.write_json(path / "run.json", {"finished": finished, "task": {"kind": "classification"}})
         return path
 
     def test_takes_the_newest_finished_one_and_says_so(self, tmp_path, capsys):

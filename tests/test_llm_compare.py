@@ -745,11 +745,10 @@ def test_a_package_that_a_processor_needs_is_named(tmp_path, monkeypatch, capsys
         raise ImportError("\nXProcessor requires the Torchvision library but it was not found. Check out\nmore")
 
     llm = llm_compare.build_sample_llm(llm_compare.VisionLLM, [Question("", "a", {})], 8)
-    llm.model.config.save_pretrained(tmp_path / "vlm")
+    llm.model.save_pretrained(tmp_path / "vlm")
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", needs_torchvision)
     error = refused(capsys, "--run", str(make_gqa_run(tmp_path)), "--llm", str(tmp_path / "vlm"))
-    assert error.endswith("needs a package that pip has not installed: XProcessor requires the Torchvision library "
-                          "but it was not found\n")
+    assert "needs a package that pip has not installed: XProcessor requires the Torchvision library" in error
 
 
 # What users meet --------------------------------------------------------------------------------------------------
@@ -844,7 +843,8 @@ def ask_from_hub(hub, folder, names, cache, **environment):
 def test_refusals_of_the_hub_are_told_apart(tmp_path):
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
-            status, code, message, _ = next(REFUSALS[name] for name in REFUSALS if f"/our/{name}/" in self.path)
+            answers = [REFUSALS[name] for name in REFUSALS if f"/our/{name}/" in self.path]
+            status, code, message, _ = answers[0] if answers else (200, "", "", "")  # the hub's own page
             self.send_response(status)
             for name, value in {"X-Error-Code": code, "X-Error-Message": message, "Content-Length": "0"}.items():
                 self.send_header(name, value)
@@ -897,7 +897,7 @@ def test_no_network_is_one_line(tmp_path, capsys):
 
 def test_a_folder_without_an_llm_says_so(tmp_path, capsys):
     error = refused(capsys, "--run", str(make_run(tmp_path)), "--llm", str(tmp_path))
-    assert f"the folder {tmp_path} holds no causal language model that can be loaded: " in error
+    assert f"could not load the LLM {tmp_path}: " in error
     assert error.count("\n") == 1
 
 
@@ -907,7 +907,7 @@ def test_out_of_memory_while_loading_is_told_apart(tmp_path, monkeypatch, capsys
     def scarce(*_args, **_kwargs):
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    tiny_llm().model.config.save_pretrained(tmp_path / "llm")
+    tiny_llm().model.save_pretrained(tmp_path / "llm")
     tiny_llm().tokenizer.save_pretrained(tmp_path / "llm")
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", scarce)
     error = refused(capsys, "--run", str(make_run(tmp_path)), "--llm", str(tmp_path / "llm"))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def write_run(folder, gold=GOLD, predicted=PREDICTED, confidence=CONFIDENCE, vec
     write_json(folder / "run.json", {
         "finished": "2025-01-01T00:00:00", "dataset": "toy", "model": "tiny/bert", "seed": 7, "sample": sample,
         "data": {"rows": {"test": 0}},
-        "task": {"key": "toy", "title": "Toy task", "kind": kind, "text": list(columns), **task},
+        "task": {"key": "toy", "title": "Toy task", "kind": kind, "text": list(columns),
+                 "labels": [str(label) for label, _ in Counter(sorted([*gold, *predicted])).most_common()], **task},
         "model_info": {"vector": "the [CLS] vector"}, "training": {"best_epoch": 2, "metric": "accuracy"}})
     correct = np.array(gold, dtype=object) == np.array(predicted, dtype=object)
     write_csv(folder / "predictions.csv", pd.DataFrame({
@@ -258,7 +260,6 @@ def test_learning_curve_of_two_runs(tmp_path, figures):
 
 @pytest.mark.parametrize(("run", "message"), [
     ({"gold": ["a"] * 4, "predicted": ["a"] * 4, "confidence": [1.0] * 4}, "there are 4 samples, and a projection"),
-    ({"gold": [], "predicted": [], "confidence": []}, "there are 0 samples"),
     ({"vectors": np.ones((12, 6))}, "the hidden states of all samples are the same"),
     ({"vectors": np.full((12, 6), np.nan)}, "NaN or infinite")])
 def test_nothing_to_project_is_one_line(tmp_path, figures, capsys, run, message):
