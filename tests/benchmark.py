@@ -42,7 +42,7 @@ PACKAGES = {"cross_encoder": "sentence_transformers", "setfit": "setfit"}
 NAMES = {
     "ours": "ours", "trainer": "Trainer, padded per batch", "trainer_128": "Trainer, padded to 128 (run_glue)",
     "accelerate_loop": "accelerate loop, padded per batch", "cross_encoder": "sentence-transformers CrossEncoder",
-    "setfit": "SetFit (20 pairs per label: another method)", "pipeline": "pipeline(text-classification)"}
+    "setfit": "SetFit, 2 pairs per example (another method)", "pipeline": "pipeline(text-classification)"}
 
 
 # ---- The workers: each loads, then measures the one thing, in a folder without our evaluate.py ----------------------
@@ -181,7 +181,7 @@ def train_setfit(options):
     texts = [f"{a} [SEP] {b}" for a, b in zip(first, second, strict=True)] if second else first
     rows = datasets.Dataset.from_dict({"text": texts, "label": labels})
     trainer = Trainer(model=SetFitModel.from_pretrained(options.model), train_dataset=rows, args=TrainingArguments(
-        output_dir=tempfile.mkdtemp(), batch_size=BATCH["train"], num_epochs=1, num_iterations=20, report_to="none"))
+        output_dir=tempfile.mkdtemp(), batch_size=BATCH["train"], num_epochs=1, num_iterations=1, report_to="none"))
     start = time.perf_counter()
     trainer.train()
     return {"seconds": time.perf_counter() - start}
@@ -448,22 +448,23 @@ def startup(options):
     return rows
 
 
-def print_tables(rows):
-    """Print the rows, a table for each thing measured, and write benchmark.csv."""
+def print_table(rows):
+    """Print the rows of one thing that was measured."""
     sys.path.insert(0, str(ROOT))
     import pandas as pd
 
     import common
 
-    for what in dict.fromkeys(row["what"] for row in rows):
-        table = pd.DataFrame([row for row in rows if row["what"] == what]).drop(columns="what")
-        print(f"\n{what}\n{common.as_text(table)}")
+    print(f"\n{rows[0]['what']}\n{common.as_text(pd.DataFrame(rows).drop(columns='what'))}", flush=True)
+
+
+def write_rows(rows):
+    """Write benchmark.csv; a table has columns that another lacks."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with Path("benchmark.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    print("\nwritten to benchmark.csv")
 
 
 def main():
@@ -483,10 +484,13 @@ def main():
         return
     options.peak = peak_flops()
     print(f"peak of a float32 matrix multiply: {options.peak / 1e9:.0f} GFLOP/s")
-    rows = [row for what in options.what if what in PEERS for row in compare(options, what)]
-    rows += scale(options) if "scale" in options.what else []
-    rows += startup(options) if "startup" in options.what else []
-    print_tables(rows)
+    rows = []
+    for what in options.what:
+        table = compare(options, what) if what in PEERS else {"scale": scale, "startup": startup}[what](options)
+        print_table(table)
+        rows += table
+        write_rows(rows)  # after each: what was measured is kept where a later one breaks off
+    print("\nwritten to benchmark.csv")
 
 
 if __name__ == "__main__":
