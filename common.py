@@ -2032,11 +2032,11 @@ def load_data(args: argparse.Namespace, test_only: bool = False, labels: list[st
                for name, table in raw.items()}
     if "prepare" in task:
         raw = {name: PREPARE[task["prepare"]](table) for name, table in raw.items()}
-    for table in raw.values():
-        require_columns(table, task)
+    for name in raw:
+        require_columns(raw[name], task)
     kind = KINDS[task["kind"]]
     name_labels(task, raw, kind)
-    cleaned = {name: clean(table, name, task, kind) for name, table in raw.items()}
+    cleaned = {name: clean(raw.pop(name), name, task, kind) for name in list(raw)}  # a large file is not held twice
     splits = make_splits({name: table for name, (table, _) in cleaned.items()}, task, kind)
     if test_only:
         splits = {"test": splits["test"]}
@@ -2668,7 +2668,7 @@ def clean(raw: pd.DataFrame, split: str, task: dict[str, Any], kind: Any) -> tup
         texts = raw[name].reset_index(drop=True)
         table[name] = texts.map(label_text) if name == task.get("image") else clean_texts(texts, task)
     table["label"] = kind.read_labels(raw[task["label"]].reset_index(drop=True), task)
-    no_text = (table[text_columns(task)].map(str.strip) == "").any(axis=1)
+    no_text = table[text_columns(task)].map(lambda text: not text.strip()).any(axis=1)
     no_label = table["label"].isna()
     table = table[~no_text & ~no_label].reset_index(drop=True)
     return (table.astype({"label": "int64"}) if kind.integer_labels else table,
@@ -2742,14 +2742,15 @@ def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any
     splits = {name: source[theirs] for name, theirs in task["splits"].items()}
     if "train" not in splits:
         return splits
+    train = splits["train"]
     shares = {name: task[f"{name}_share"] for name in ("test", "validation") if name not in splits}
-    whole = len(splits["train"])
+    strata, left = kind.strata(train, task), np.arange(len(train))
     for name, share in shares.items():
-        train = splits["train"]
-        size = max(round(share * whole), min(math.ceil(whole / 10), 100))
-        rows = stratified_rows(kind.strata(train, task), size, np.random.default_rng(SPLIT_SEED))
-        splits[name] = train.iloc[rows].reset_index(drop=True)
-        splits["train"] = train.drop(index=rows).reset_index(drop=True)
+        size = max(round(share * len(train)), min(math.ceil(len(train) / 10), 100))
+        rows = stratified_rows(strata[left], size, np.random.default_rng(SPLIT_SEED))
+        splits[name] = train.iloc[left[rows]].reset_index(drop=True)
+        left = np.delete(left, rows)
+    splits["train"] = train.iloc[left].reset_index(drop=True)
     return {name: splits[name] for name in ("train", "validation", "test")}
 
 
