@@ -185,6 +185,20 @@ def test_training_on_a_full_disk(capsys, small_disk, free):
     assert not list((small_disk / "run").glob(".*"))
 
 
+def test_a_run_that_ends_while_its_checkpoints_are_deleted_is_finished(tmp_path, monkeypatch):
+    """What is deleted first must not be needed any more."""
+    delete = shutil.rmtree
+
+    def stop(path, *args, **kwargs):
+        if Path(path).name.startswith("checkpoint-"):
+            raise KeyboardInterrupt
+        delete(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    assert train.main([*TRAIN, "--run", str(tmp_path)]) == 130
+    assert evaluate.main(["--run", str(tmp_path)]) == 0
+
+
 def test_a_file_that_may_not_grow(capsys, tmp_path):
     """As on a disk over its quota, on any system: the weights are larger than the process may write."""
     resource = pytest.importorskip("resource")

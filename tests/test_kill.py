@@ -24,7 +24,8 @@ def test_killed_again_and_again(tmp_path):
     assert train.main([*TRAIN, "--run", str(whole)]) == 0
     kills, code = 0, None
     while code is None:
-        go_on = "--resume" if list(part.glob("checkpoint-*")) else "--overwrite"
+        can_resume = list(part.glob("checkpoint-*")) and not train.is_finished(part)
+        go_on = "--resume" if can_resume else "--overwrite"
         process = subprocess.Popen([sys.executable, "train.py", *TRAIN, "--run", str(part), go_on], cwd=ROOT,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         before = set(part.glob("checkpoint-*"))
