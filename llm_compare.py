@@ -156,17 +156,20 @@ class LabelAnswer:
         return pd.DataFrame({"gold": gold, "predicted": answers, "correct": gold == answers})
 
     def scores(self, judged: pd.DataFrame) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The kind's metrics by name, and DRAWS bootstrap samples of each.
+        """The kind's metrics by name, and DRAWS bootstrap samples of each; auroc is none, as it takes probabilities.
 
         UNPARSED is one more label, of no gold sample and so of F1 0: accuracy, weighted F1 and the figures of a label
         are what they should be, and a mean over the labels is after it is divided by their true number.
         """
         labels = self.task["labels"]
         wider = [*labels, UNPARSED] if UNPARSED in set(judged["predicted"]) else labels
-        task = {**self.task, "labels": wider}
+        metrics = [metric for metric in self.task["metrics"] if metric != "auroc"]
+        task = {**self.task, "labels": wider, "metrics": metrics}
         values, draws = self.kind.metrics(judged, task), self.kind.resample(judged, task, DRAWS)
-        factor = len(wider) / len(labels)
-        return values | {"macro_f1": values["macro_f1"] * factor}, draws | {"macro_f1": draws["macro_f1"] * factor}
+        for scores in (values, draws):
+            for mean in ("macro_f1", "macro_recall"):
+                scores[mean] = scores[mean] * len(wider) / len(labels)
+        return values, draws
 
 
 class ChoiceAnswer(LabelAnswer):
@@ -1150,7 +1153,7 @@ def score_rows(form: Any, judged: pd.DataFrame, unparsed: int) -> list[dict[str,
     values, draws = form.scores(judged)
     name, right, n = form.right_metric, int(judged["correct"].sum()), len(judged)
     rows = [{"metric": metric, "value": values[metric], "n": n, **interval(draws[metric])}
-            for metric in dict.fromkeys([name, *form.task["metrics"]])]
+            for metric in dict.fromkeys([name, *form.task["metrics"]]) if metric in values]
     return rows + ([share_row(f"{name}_parsed_only", right, n - unparsed),
                     share_row(f"{name}_unparsed_right", right + unparsed, n)] if unparsed else [])
 

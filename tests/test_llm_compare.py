@@ -20,7 +20,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, recall_score
 
 import common
 import llm_compare
@@ -532,12 +532,13 @@ def test_paired_rows_by_hand():
 
 def test_unparsed_is_wrong_in_every_figure():
     task = {"kind": "classification", "labels": SENTIMENT, "positive": "positive",
-            "metrics": ["macro_f1", "weighted_f1", "f1", "accuracy"]}
+            "metrics": ["macro_f1", "macro_recall", "auroc", "weighted_f1", "f1", "accuracy"]}
     gold = pd.Series(["positive", "negative", "neutral", "positive", "negative", "neutral"] * 5)
     answers = pd.Series(["positive", "negative", "neutral", UNPARSED, "positive", UNPARSED] * 5)
     form = ANSWERS["classification"](task)
     rows = {row["metric"]: row for row in llm_compare.score_rows(form, form.judge(gold, answers), 10)}
     expected = {"macro_f1": f1_score(gold, answers, labels=SENTIMENT, average="macro"),
+                "macro_recall": recall_score(gold, answers, labels=SENTIMENT, average="macro"),
                 "weighted_f1": f1_score(gold, answers, labels=SENTIMENT, average="weighted"),
                 "f1": f1_score(gold, answers, labels=["positive"], average="macro"), "accuracy": 0.5,
                 "accuracy_parsed_only": 0.75, "accuracy_unparsed_right": 5 / 6}
