@@ -2761,8 +2761,8 @@ def sample_rows(strata: np.ndarray, split: str, args: argparse.Namespace) -> np.
         return stratified_rows(strata, args.max_eval_samples or len(strata), rng)
     rows = np.arange(len(strata))
     if args.train_per_class:
-        rows = np.sort(np.concatenate([rng.permutation(rows[strata == value])[:args.train_per_class]
-                                       for value in np.unique(strata)]))
+        labels, places = np.unique(strata, return_inverse=True)
+        rows = draw_rows(places, [args.train_per_class] * len(labels), rng)
     return rows[stratified_rows(strata[rows], args.max_train_samples or len(rows), rng)]
 
 
@@ -2771,17 +2771,23 @@ def stratified_rows(strata: np.ndarray, total: int, rng: np.random.Generator) ->
 
     Shares are rounded by largest remainder; where `total` allows, no stratum that has rows goes empty.
     """
-    values, counts = np.unique(strata, return_counts=True)
+    _, places, counts = np.unique(strata, return_inverse=True, return_counts=True)
     total = min(total, len(strata))
     exact = counts * (total / max(len(strata), 1))
-    take = np.maximum(np.floor(exact), 1 if total >= len(values) else 0).astype(int)
+    take = np.maximum(np.floor(exact), 1 if total >= len(counts) else 0).astype(int)
     by_remainder = np.argsort(take - exact, kind="stable")  # the stratum that is owed most comes first
     while take.sum() != total:
         step = 1 if take.sum() < total else -1
         for i in by_remainder if step > 0 else by_remainder[::-1]:
             if take.sum() != total and 1 <= take[i] + step <= counts[i]:
                 take[i] += step
-    picked = [rng.permutation(np.flatnonzero(strata == value))[:n] for value, n in zip(values, take, strict=True)]
+    return draw_rows(places, take, rng)
+
+
+def draw_rows(places: np.ndarray, take: Iterable[int], rng: np.random.Generator) -> np.ndarray:
+    """Up to take[i] rows at random of those whose place is i (int, (rows,)): their positions, ascending."""
+    groups = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places)))[:-1]
+    picked = [rng.permutation(group)[:n] for group, n in zip(groups, take, strict=True)]
     return np.sort(np.concatenate(picked)) if picked else np.array([], dtype=int)
 
 

@@ -94,6 +94,7 @@ REFUSED_FILES = {  # name: (content, flags beside --text-column text --label-col
     "two rows.csv": (rows(2), [], "split holds no example with a label and a text"),
     "one class.csv": (rows(label=lambda i: "a"), [], "holds 1 label(s), not two or more"),
     "no texts.csv": (rows(text=lambda i: " "), [], "holds no example with a label and a text"),
+    "no texts of a label.csv": (rows(text=lambda i: " "), ["--train-per-class", "2"], "holds no example with a label"),
     "no labels.csv": (rows(label=lambda i: ""), [], "holds 0 label(s)"),
     "one class left.csv": (rows(text=lambda i: f"t {i}" if i % 2 else ""), [], "all training examples that are left"),
     "latin-1.csv": (rows().encode() + b"caf\xe9,a\n", [], "'utf-8' codec can't decode byte 0xe9"),

@@ -175,6 +175,11 @@ class TestSampling:
         rows = common.sample_rows(strata, "train", flags("x", train_per_class=8))
         assert np.bincount(strata[rows]).tolist() == [1, 8]
 
+    @pytest.mark.parametrize("kind_of_label", [int, object])
+    def test_of_no_rows(self, kind_of_label):
+        strata = np.array([], dtype=kind_of_label)
+        assert common.sample_rows(strata, "train", flags("x", train_per_class=8)).tolist() == []
+
     def test_in_proportion_and_no_label_goes_empty(self):
         strata = np.repeat([0, 1, 2], [1, 90, 909])
         rows = common.stratified_rows(strata, 100, np.random.default_rng(0))
