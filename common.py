@@ -1905,7 +1905,9 @@ def word_f1(predicted: list[str], gold: list[str]) -> float:
 
 
 def label_ids(column: pd.Series, task: dict[str, Any]) -> pd.Series:
-    """Positions in task["labels"] of a column of ids or names, float64; NaN for -1, an empty cell and a missing one.
+    """Positions in task["labels"] of a column of ids or names, float64; NaN for an empty cell and a missing one.
+
+    -1 is a hidden label (NaN) unless the task has a label of that name.
 
     Raises UserError for a label that the task doesn't know.
     """
@@ -2082,13 +2084,16 @@ def check_splits(splits: dict[str, pd.DataFrame], task: dict[str, Any], kind: An
 
 
 def name_labels(task: dict[str, Any], raw: dict[str, pd.DataFrame], kind: Any) -> None:
-    """Set task["labels"] where the data has to say it: those of a user's file, or of train and validation together."""
+    """Set task["labels"] where the data has to say it: those of a user's file, or of train and validation together.
+
+    In a user's file -1 is a label like any other, as where -1, 0 and 1 stand for negative, neutral and positive.
+    """
     if not kind.closed_set:
         return
     if task["labels"] == "from data":
         names = [theirs for ours, theirs in task["splits"].items() if ours != "test"] or list(raw)
         found = set().union(*(raw[name][task["label"]].map(label_text) for name in names))
-        task["labels"] = sorted(found - {"", str(HIDDEN_LABEL)})
+        task["labels"] = sorted(found - ({""} if "file" in task else {"", str(HIDDEN_LABEL)}))
     if len(task["labels"]) < 2:
         raise UserError(f"{task['key']}: column {task['label']} holds {len(task['labels'])} label(s), not two or more")
     rows = sum(map(len, raw.values()))

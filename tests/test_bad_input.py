@@ -209,7 +209,7 @@ TAKEN_FILES = {  # name: (content, check of the finished and evaluated run)
     "null.jsonl": (objects({"text": None}, {"text": float("nan")}, {"label": None}, {"label": ""}),
                    dropped(without_a_text=2, without_a_label=2)),
     "short row.csv": (rows(39) + "only a text\n", dropped(without_a_label=1)),
-    "hidden labels.csv": (rows(label=lambda i: ["-1", "0", "1", "1"][i % 4]), dropped(without_a_label=10)),
+    "minus one.csv": (rows(label=lambda i: ["-1", "0", "1", "1"][i % 4]), labels("-1", "0", "1")),
     "float labels.csv": (rows(label=lambda i: ["0.0", "1.0", "1"][i % 3]), labels("0", "1")),
     "stray spaces.csv": (rows(label=lambda i: ["a", " a", "b ", "b"][i % 4]), labels("a", "b")),
     "true and false.csv": (rows(label=lambda i: ["True", "False"][i % 2]), labels("False", "True")),
