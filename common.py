@@ -3382,7 +3382,7 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     pattern = "/".join([dataset_slug(args.dataset), model_slug(model) if model else "*",
                         "seed*" if args.seed is None else f"seed{args.seed}"])
     folders = [path.parent for path in args.runs_dir.glob(f"{pattern}/run.json")
-               if (path.parent.parent.name == SAMPLE_MODEL) <= (args.sample or model == SAMPLE_MODEL)]
+               if model or path.parent.parent.name != SAMPLE_MODEL]  # the sample's run only where it is asked for
     finished = [folder for folder in folders if read_json(folder / "run.json").get("finished")]
     if not finished:
         found = "only unfinished runs" if folders else "no run"
