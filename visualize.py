@@ -96,9 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     folder, run = find_run(args)
     hold(folder, shared=True)
-    for other in args.runs:
+    trained_in = folder.parent if "trained_on" in run else folder  # on-<dataset> is in the folder of the run itself
+    for other in [trained_in, *args.runs]:
         finished_run(other)
-    draw_learning_curve([folder, *args.runs], folder / "learning_curve.png")
+    draw_learning_curve([trained_in, *args.runs], folder / "learning_curve.png")
     draw_epochs(folder, run)
     draw_embeddings(folder, run, args)
     write_report(folder)

@@ -274,6 +274,10 @@ def test_a_run_on_another_data_set_has_a_report_of_its_own(tmp_path):
     report = (tmp_path / "on-wsc273" / "report.md").read_text(encoding="utf-8")
     assert "sample was fine-tuned on winogrande-xs" in report and "Scores on test, " in report
     assert "metrics.csv is not there yet" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    for script in (errors, visualize, llm_compare):
+        assert script.main(["--run", str(tmp_path), "--dataset", "wsc273"]) == 0
+    written = {path.name for path in (tmp_path / "on-wsc273").iterdir()}
+    assert {"errors.csv", "embedding_pca.png", "learning_curve.png", "llm_metrics.csv"} <= written
 
 
 # ---- LaTeX ----------------------------------------------------------------------------------------------------------
