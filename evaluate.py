@@ -73,7 +73,7 @@ def evaluate_run(args: argparse.Namespace) -> tuple[dict[str, Any], pd.DataFrame
         folder, run = find_run(args)
         common.hold(folder)
         data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
-        folder, run = adopt(folder, run, data)
+        folder, run = adopt(folder, run, data, args.dataset)
     test, outputs, timing = predict(args, run, data)
     if common.launched()[0] > 0:
         return run, None
@@ -100,14 +100,17 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 def run_flags(args: argparse.Namespace, run: dict[str, Any]) -> argparse.Namespace:
     """The flags that the run's data was read with; those of this call that say which data come first."""
     flags = argparse.Namespace(**run["args"])
-    flags.dataset = args.dataset or flags.dataset
+    tested_on = run["task"].get("file", run["dataset"]) if "trained_on" in run else flags.dataset
+    flags.dataset = args.dataset or tested_on
     flags.data_dir = args.data_dir
     flags.max_eval_samples = args.max_eval_samples or flags.max_eval_samples
     return flags
 
 
-def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, dict[str, Any]]:
-    """The folder for the results, with a run.json of its own for a data set that the run was not trained on, and it.
+def adopt(
+    folder: Path, run: dict[str, Any], data: common.Data, dataset: str | None
+) -> tuple[Path, dict[str, Any]]:
+    """The folder for the results, with a run.json of its own for a `dataset` that the run was not trained on, and it.
 
     That run.json keeps what the run was trained on as `trained_on`. The task gets what the run tuned on its own
     validation split. UserError where the labels are not the same.
@@ -115,14 +118,15 @@ def adopt(folder: Path, run: dict[str, Any], data: common.Data) -> tuple[Path, d
     run.setdefault("model_dir", str(folder / "model"))
     if not Path(run["model_dir"]).is_dir():
         raise UserError(f"the run has lost its model: {run['model_dir']} is no folder; train again with --overwrite")
-    place = common.tested_on(folder, run, data.task["key"] if "hub" in data.task or "reader" in data.task else None)
+    place = common.tested_on(folder, run, dataset)
     if place != folder:
         own = run["task"]
         if own["kind"] != data.task["kind"] or own.get("labels") != data.task.get("labels"):
             raise UserError(f"the run is on {own['key']} ({own['kind']}, labels {own.get('labels')}); it can't be "
                             f"tested on {data.task['key']} ({data.task['kind']}, labels {data.task.get('labels')})")
         trained_on = {"dataset": run["dataset"], "data": run["data"]}
-        run |= {"dataset": data.task["key"], "task": data.task, "data": data.record, "trained_on": trained_on}
+        run |= {"dataset": common.dataset_slug(dataset), "task": data.task, "data": data.record,
+                "trained_on": trained_on}
         common.write_json(place / "run.json", run)
     data.task |= run["training"]["tuned"]
     return place, run

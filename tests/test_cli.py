@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 import common
+import errors
 import evaluate
 import train
 
@@ -205,6 +206,24 @@ def test_a_file_of_ones_own(tmp_path):
     assert len(table) == 8
     assert table["correct"].all()
     assert set(table["gold"]) == {"1", "5"}
+
+
+def test_a_run_is_tested_on_another_file_of_ones_own(tmp_path):
+    for name, words in (("films", "film number"), ("books", "book, page")):
+        rows = [{"text": f"{['lovely', 'awful'][i % 2]} {words} {i}", "label": "ab"[i % 2]} for i in range(40)]
+        pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    flags = ["--text-column", "text", "--label-column", "label", "--sample", "--num-train-epochs", "1"]
+    run = tmp_path / "run"
+    assert train.main(["--dataset", str(tmp_path / "films.csv"), *flags, "--run", str(run)]) == 0
+    assert evaluate.main(["--run", str(run)]) == 0
+    before = (run / "predictions.csv").read_bytes()
+    for script in (evaluate, errors):
+        assert script.main(["--run", str(run), "--dataset", str(tmp_path / "books.csv")]) == 0
+    assert (run / "predictions.csv").read_bytes() == before
+    assert common.read_predictions(run / "on-books")["text"].str.contains("book, page").all()
+    assert (run / "on-books" / "errors.csv").is_file()
+    assert evaluate.main(["--run", str(run / "on-books")]) == 0  # the folder stands for its own data
+    assert common.read_predictions(run / "on-books")["text"].str.contains("book, page").all()
 
 
 def start(*flags):
