@@ -1588,14 +1588,14 @@ class Span(Kind):
         return pd.DataFrame(rows)
 
     def figures(self, predictions: pd.DataFrame, _task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
-        """exact and f1 of all questions, of those that have an answer and of those that have none."""
+        """exact and f1 of all questions, of those that have an answer and of those that have none (NaN without any)."""
         has_answer = (predictions["gold"] != "").to_numpy()
         scores = {}
         for prefix, part in (("", has_answer | True), ("has_ans_", has_answer), ("no_ans_", ~has_answer)):
             for name, column in (("exact", "correct"), ("f1", "f1")):
-                if part.any():
-                    values = predictions[column].to_numpy(np.float64)
-                    scores[prefix + name] = ratio(weights @ (values * part), weights @ part)
+                values = predictions[column].to_numpy(np.float64)
+                shares = ratio(weights @ (values * part), weights @ part)
+                scores[prefix + name] = shares if part.any() else np.full(len(shares), math.nan)
         return scores
 
     def confusion(self, predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame:

@@ -413,6 +413,14 @@ class TestSpan:
         assert self.kind.metrics(predictions, self.task) == pytest.approx({
             "f1": 0.5, "exact": 0.5, "has_ans_exact": 1 / 3, "has_ans_f1": 1 / 3, "no_ans_exact": 1, "no_ans_f1": 1})
 
+    def test_figures_where_every_question_has_an_answer(self):
+        table = pd.DataFrame({"gold": ["a b", "c"], "correct": [True, False], "f1": [1.0, 0.5]})
+        task = self.task | {"metrics": ["f1", "exact", "has_ans_f1", "no_ans_f1", "no_ans_exact"]}
+        assert self.kind.metrics(table, task) == pytest.approx({
+            "f1": 0.75, "exact": 0.5, "has_ans_f1": 0.75, "has_ans_exact": 0.5, "no_ans_f1": np.nan,
+            "no_ans_exact": np.nan}, nan_ok=True)
+        assert np.isnan(self.kind.resample(table, task)["no_ans_f1"]).all()
+
     def test_error_types_and_confusion(self):
         table = pd.DataFrame(
             {"gold": ["", "a b", "a b", "c"], "predicted": ["x", "", "b c", "x"], "f1": [0, 0, 0.5, 0]})
