@@ -34,8 +34,13 @@ from visualize import changed_by_hand, draw_learning_curve, write_report
 
 SHOWN_LABELS = 20  # printed with their counts
 KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs keeps
-# What --overwrite deletes, but for what a person wrote in: errors*.csv, a report changed by hand. All else stays.
-OUTPUTS = ("*.csv", "*.png", "*.npz", "*.html", "*.jsonl", "report.*", "model/", "checkpoint-*/")
+# What --overwrite deletes: what the scripts write, but for errors.csv and the like, in which a person wrote.
+OUTPUTS = (
+    "history.csv", "steps.csv", "learning_curve.png", "train_texts.csv", "epoch_states.npz", "model/", "checkpoint-*/",
+    "predictions.csv", "metrics.csv", "baselines.csv", "confusion.*", "calibration.*", "risk_coverage.csv",
+    "timing.csv", "hidden_states.npz", "slices.csv", "error_types.*", "error_causes.*", "error_solutions.*",
+    "llm_predictions.csv", "llm_metrics.csv", "llm_compare.png", "llm_journal*.jsonl", "disagreements.csv",
+    "embedding_*", "explorer.html", "report.*")
 # What a finished run must have in common with the flags of --resume, so that it goes on as it began.
 FIXED_ON_RESUME = (
     "dataset", "model", "seed", "sample", "text_column", "label_column", "train_per_class", "max_train_samples",
@@ -277,11 +282,11 @@ def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
 
 
 def remove_old_run(folder: Path) -> None:
-    """Delete what the scripts wrote into `folder` but for run.json; what a person may have written in stays."""
+    """Delete OUTPUTS in `folder` and in its on-<dataset> folders, but for a report that was changed by hand."""
     for path in chain.from_iterable(folder.glob(pattern) for pattern in OUTPUTS):
         if path.is_dir():
             shutil.rmtree(path)
-        elif not path.match("errors*.csv") and not (path.stem == "report" and changed_by_hand(path)):
+        elif not (path.stem == "report" and changed_by_hand(path)):
             path.unlink()
     for other in folder.glob("on-*/"):
         remove_old_run(other)

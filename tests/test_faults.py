@@ -185,6 +185,15 @@ def test_training_on_a_full_disk(capsys, small_disk, free):
     assert not list((small_disk / "run").glob(".*"))
 
 
+def test_overwrite_keeps_what_persons_write_and_nothing_else(run_of_all_scripts, tmp_path):
+    folder = shutil.copytree(run_of_all_scripts, tmp_path / "old")
+    (folder / "mine.csv").write_text("mine")
+    assert train.main([*TRAIN, "--run", str(folder), "--overwrite"]) == 0
+    assert train.main([*TRAIN, "--run", str(tmp_path / "new")]) == 0
+    kept = {path.name for path in folder.iterdir()} - {path.name for path in (tmp_path / "new").iterdir()}
+    assert kept == {"errors.csv", "codebook.md", "mine.csv"}
+
+
 def test_a_run_that_ends_while_its_checkpoints_are_deleted_is_finished(tmp_path, monkeypatch):
     """What is deleted first must not be needed any more."""
     delete = shutil.rmtree
