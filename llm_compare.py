@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
@@ -835,15 +834,11 @@ def check_fits(llm_class: Any, name: str, config: Any, dtype: Any, device: Any) 
 
 
 def free_bytes(device: Any) -> int:
-    """Bytes that are free on the device; where the system does not say, all that the machine has."""
+    """Bytes that are free on the device."""
+    import psutil  # comes with accelerate
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @contextlib.contextmanager
