@@ -167,6 +167,8 @@ def check_flags(args: argparse.Namespace) -> None:
         "--run names one folder; it can't hold several --seeds": args.run and seeds,
         f"--text-column and --label-column are for a file of your own, not for {args.dataset}":
             (args.text_column or args.label_column) and not is_own_file,
+        f"--warmup-steps does nothing with --lr-scheduler-type {args.lr_scheduler_type}; constant_with_warmup has one":
+            args.warmup_steps and args.lr_scheduler_type in ("constant", "step"),
         f"--keep-epochs {last} is beyond the {args.num_train_epochs} epochs of the training":
             last > args.num_train_epochs,
         f"the loop does not shard a model ({', '.join(sharded)}): use accelerate's MULTI_GPU or MULTI_CPU; where the "

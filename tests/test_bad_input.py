@@ -291,6 +291,7 @@ MRPC = ["--dataset", "mrpc", "--sample"]
     (train, [*MRPC, "--max-train-samples", "1"], "all training examples that are left have the same label"),
     (train, [*MRPC, "--max-length", "513"], "--max-length 513 is more than the 512 tokens"),
     (train, [*MRPC, "--warmup-steps", "-1"], "'-1' is not a finite number of 0 or more"),
+    (train, [*MRPC, "--warmup-steps", "9", "--lr-scheduler-type", "step"], "--warmup-steps does nothing with --lr-sch"),
     (train, [*MRPC, "--dropout", "1"], "'1' is not a number from 0 up to"),
     (train, [*MRPC, "--seed", "4294967296"], "below 2^32"),
     (train, [*MRPC, "--seeds", "1", "-1"], "'-1' is not a whole number of 0 or more"),
