@@ -3066,16 +3066,17 @@ def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, preci
     bar, start = progress_bar(sum(map(len, todo)), "prediction", unit="example"), time.perf_counter()
     while todo:
         rows = todo.popleft()
-        batch = dataset.collate([dataset[i] for i in rows])
+        batch = dataset.collate([dataset[i] for i in rows])  # a GPU is still at work on the batch before
+        if running is not None:
+            keep(*running)  # the copy to the host waits for it
         try:
+            labels = batch["labels"].to(model.device)  # before the forward pass: this copy would wait for it too
             outputs, tensors = forward(model, batch, kind, precision)
             if loss is not None:
-                total += loss(outputs, batch["labels"].to(model.device))
+                total += loss(outputs, labels)
         except RuntimeError as error:
             halve_batches(error, rows, todo, "a smaller --model, a shorter --max-length or --precision bf16")
             continue
-        if running is not None:  # copied to the host while the device computes the next batch
-            keep(*running)
         running = rows, tensors
         bar.update(len(rows))
         if after_batch is not None:
