@@ -346,6 +346,8 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
     """run.json as it stands before training: `finished` is None until all is written."""
     device = common.pick_device()
     precision = common.choose_precision(args.precision)
+    if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp32 without a word
+        raise UserError("--precision fp16 takes a GPU; a CPU trains in fp32 or bf16")
     config = model.config
     revision = getattr(config, "_commit_hash", None)
     print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -319,6 +320,11 @@ MRPC = ["--dataset", "mrpc", "--sample"]
 def test_flags_that_can_not_be(capsys, tmp_path, monkeypatch, script, flags, said):
     monkeypatch.chdir(tmp_path)
     refused(capsys, script, flags, said)
+
+
+def test_half_precision_without_a_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "pick_device", lambda: torch.device("cpu"))
+    refused(capsys, train, [*MRPC, "--precision", "fp16", "--run", tmp_path], "--precision fp16 takes a GPU")
 
 
 def test_a_learning_rate_far_too_high_ends_with_code_1(capsys, tmp_path):
