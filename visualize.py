@@ -1256,8 +1256,9 @@ def tell_results(files: RunFiles) -> Iterator[Any]:
     values, labels = {row["metric"]: row["value"] for row in rows}, files.run["task"].get("labels") or []
     parts = ("precision", "recall", "f1")
     of_a_label = {f"{part}_{label}" for label in labels for part in parts}
-    yield Text("Metrics are scikit-learn's; intervals are 95 % percentile bootstrap over the test examples.",
-               [reference(*PAPERS[name]) for name in ("scikit-learn", "bootstrap")])
+    if KINDS[files.run["task"]["kind"]].closed_set:
+        yield Text("Metrics are scikit-learn's.", [reference(*PAPERS["scikit-learn"])])
+    yield Text("Intervals are 95 % percentile bootstrap over the test examples.", [reference(*PAPERS["bootstrap"])])
     yield Table([{"metric": row["metric"], "value": rounded(row["value"]), "95 % interval": interval(row)}
                  for row in rows if row["metric"] not in of_a_label][:MAX_ROWS],
                 f"Scores on {rows[0]['split']}, {int(rows[0]['n']):,} examples.")
