@@ -3608,7 +3608,7 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: tuple[str, ...
     table = pd.DataFrame([[unescape_formula(text) for text in row] for row in body], columns=header, dtype=object)
     for name in numbers:
         try:
-            table[name] = pd.to_numeric(table[name].replace("", math.nan)).astype("float64")
+            table[name] = np.array([float(text or "nan") for text in table[name]])  # pandas 2 rounds otherwise
         except ValueError as error:
             raise UserError(f"{path}, column {name}: {error}") from error
     return table
