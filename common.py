@@ -66,8 +66,9 @@ TABLE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 }
 PREDICTION_COLUMNS = ("gold", "predicted", "correct", "confidence", "gold_confidence", "margin")  # of every kind
 # Columns of the scripts' tables that stand beside the task's own, and beginnings of such: no names for texts.
-RESERVED_COLUMNS, RESERVED_PREFIXES = ("id", "split", "label", *PREDICTION_COLUMNS, "raw_output"), (
-    "prob_", "llm_", "who_is_right_")
+RESERVED_COLUMNS = ("id", "split", "label", *PREDICTION_COLUMNS, "abs_error", "gold_step", "predicted_step", "f1",
+                    "raw_output")
+RESERVED_PREFIXES = ("prob_", "llm_", "who_is_right_")
 DROPOUT_NAMES = (  # what the model families call their dropout rates
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
     "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pooler_dropout", "embedding_dropout",
@@ -155,7 +156,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
             self.cuts = 1  # parts that each micro-batch is computed in; doubled whenever memory does not suffice
             refused = [name for name, off in self.REFUSED.items() if getattr(self.args, name) != off]
             if self.args.n_gpu > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                refused.append("DataParallel, DeepSpeed and FSDP")
+                refused.append("DataParallel (set CUDA_VISIBLE_DEVICES=0, or use torchrun), DeepSpeed and FSDP")
             if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
                 refused.append(f"lr_scheduler_type={self.args.lr_scheduler_type.value}")
             if refused:
@@ -929,8 +930,8 @@ class Kind:
         """The vector that the head reads, (batch, hidden size): GPT-2 and Llama read each text's last real token."""
         if hidden.ndim == 2:
             return hidden
-        last = inputs["attention_mask"].sum(dim=1) - 1
-        return hidden[range(len(last)), last]
+        last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1  # (batch, 1)
+        return hidden.take_along_dim(last[..., None], dim=1).squeeze(1)
 
     def tune(
         self, logits: np.ndarray, table: pd.DataFrame, task: dict[str, Any], _dataset: TokenDataset | None
@@ -2012,14 +2013,18 @@ class Data:
     leakage: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # what leakage() returns
 
 
-def load_data(args: argparse.Namespace, test_only: bool = False, labels: list[str] | None = None) -> Data:
+def load_data(
+    args: argparse.Namespace, test_only: bool = False, labels: list[str] | None = None, whole_file: bool = False
+) -> Data:
     """Read, clean, split and sample the data set that the flags name; UserError where it can't be had or used.
 
     Every draw depends on SPLIT_SEED alone: two seeds of a model train and are tested on the same examples. test_only
     takes tasks without a train split as well, and leaves the other splits out; `labels` are those of a run, for tasks
-    whose labels are found in the training data.
+    whose labels are found in the training data; with `whole_file` all of a user's file is the test.
     """
     task = find_task(args)
+    if whole_file and "file" in task:
+        task |= {"splits": {"test": "all"}, "why": "all of a file that the run was not trained on"}
     if task.get("labels") == "from data" and labels:
         task["labels"] = labels
     if "train" not in task["splits"] and not test_only:
@@ -2105,7 +2110,7 @@ def name_labels(task: dict[str, Any], raw: dict[str, pd.DataFrame], kind: Any) -
 def find_task(args: argparse.Namespace) -> dict[str, Any]:
     """The catalog entry of --dataset, or one made for a file; UserError offers the nearest keys."""
     path = Path(args.dataset)
-    if path.suffix in TABLE_READERS:
+    if path.suffix.lower() in TABLE_READERS:
         if not path.is_file():
             raise UserError(f"no file {path}")
         if not args.text_column or not args.label_column:
@@ -2196,7 +2201,7 @@ def sample_file(suffix: str, entries: list[dict[str, Any]]) -> str:
 def read_table(path: Path) -> pd.DataFrame:
     """A user's .csv, .tsv, .jsonl or .parquet file; UserError where it can't be read or is empty."""
     try:
-        table = TABLE_READERS[path.suffix](path)
+        table = TABLE_READERS[path.suffix.lower()](path)
     except (ValueError, OSError, RecursionError, NotImplementedError) as error:  # the parsers' own are ValueErrors
         raise UserError(f"{path} can't be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if table.empty:
@@ -3058,7 +3063,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, preci
     arrays = [scratch_array((len(dataset), *tensor.shape[1:])) for tensor in tensors]
     total = torch.zeros((), device=model.device)
 
-    def keep(rows: np.ndarray, tensors: list[Any]) -> None:
+    def store(rows: np.ndarray, tensors: list[Any]) -> None:
         for array, tensor in zip(arrays, tensors, strict=True):
             part = tensor.cpu().numpy()
             array[(rows, *map(slice, part.shape[1:]))] = part  # logits per token: fewer in a batch of shorter items
@@ -3068,7 +3073,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, preci
         rows = todo.popleft()
         batch = dataset.collate([dataset[i] for i in rows])  # a GPU is still at work on the batch before
         if running is not None:
-            keep(*running)  # the copy to the host waits for it
+            store(*running)  # the copy to the host waits for it
         try:
             labels = batch["labels"].to(model.device)  # before the forward pass: this copy would wait for it too
             outputs, tensors = forward(model, batch, kind, precision)
@@ -3082,7 +3087,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Any, batch_size: int, preci
         if after_batch is not None:
             after_batch()
     if running is not None:
-        keep(*running)
+        store(*running)
     sum_over_processes([*arrays, total], model.device)
     seconds = time.perf_counter() - start
     bar.close()
@@ -3294,6 +3299,7 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        replace_unprintable()
         try:
             return main(argv)
         except UserError as error:
@@ -3315,6 +3321,13 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
         return code
 
     return run
+
+
+def replace_unprintable() -> None:
+    """Print ? for a character that the output's encoding lacks: on Windows a pipe's or a file's is an old code page."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are not, and take all
+            stream.reconfigure(errors="replace")
 
 
 def disk_fault(error: BaseException) -> str:
@@ -3345,7 +3358,7 @@ def slug(name: str) -> str:
 
 def dataset_slug(dataset: str) -> str:
     """The folder name of a catalog key, or of a file given as --dataset (its name without the ending)."""
-    return slug(Path(dataset).stem if Path(dataset).suffix in TABLE_READERS else dataset)
+    return slug(Path(dataset).stem if Path(dataset).suffix.lower() in TABLE_READERS else dataset)
 
 
 def model_slug(model: str) -> str:
@@ -3383,7 +3396,7 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     pattern = "/".join([dataset_slug(args.dataset), model_slug(model) if model else "*",
                         "seed*" if args.seed is None else f"seed{args.seed}"])
     folders = [path.parent for path in args.runs_dir.glob(f"{pattern}/run.json")
-               if model or path.parent.parent.name != SAMPLE_MODEL]  # the sample's run only where it is asked for
+               if bool(read_json(path).get("sample")) == (args.sample or model == SAMPLE_MODEL)]
     finished = [folder for folder in folders if read_json(folder / "run.json").get("finished")]
     if not finished:
         found = "only unfinished runs" if folders else "no run"

@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = common.Parser(prog="evaluate.py", description="Score a run on its test split, beside published figures.")
     common.add_run_flags(parser)
     group = parser.add_argument_group("evaluation")
+    group.add_argument("--text-column", nargs="+", metavar="NAME",
+                       help="text column of your own file given as --dataset; off: as in the run")
+    group.add_argument("--label-column", metavar="NAME", help="label column of that file; off: as in the run")
     group.add_argument("--per-device-eval-batch-size", type=common.positive_int, default=32, metavar="N",
                        help="examples per forward pass")
     group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"],
@@ -72,7 +75,10 @@ def evaluate_run(args: argparse.Namespace) -> tuple[dict[str, Any], pd.DataFrame
     with common.first_process_first():
         folder, run = find_run(args)
         common.hold(folder)
-        data = common.load_data(run_flags(args, run), test_only=True, labels=run["task"].get("labels"))
+        flags = run_flags(args, run)
+        data = common.load_data(flags, test_only=True, labels=run["task"].get("labels"),
+                                whole_file=common.dataset_slug(flags.dataset) != common.dataset_slug(
+                                    run["args"]["dataset"]))
         folder, run = adopt(folder, run, data, args.dataset)
     test, outputs, timing = predict(args, run, data)
     if common.launched()[0] > 0:
@@ -102,6 +108,8 @@ def run_flags(args: argparse.Namespace, run: dict[str, Any]) -> argparse.Namespa
     flags = argparse.Namespace(**run["args"])
     tested_on = run["task"].get("file", run["dataset"]) if "trained_on" in run else flags.dataset
     flags.dataset = args.dataset or tested_on
+    flags.text_column = args.text_column or flags.text_column
+    flags.label_column = args.label_column or flags.label_column
     flags.data_dir = args.data_dir
     flags.max_eval_samples = args.max_eval_samples or flags.max_eval_samples
     return flags
@@ -115,7 +123,7 @@ def adopt(
     That run.json keeps what the run was trained on as `trained_on`. The task gets what the run tuned on its own
     validation split. UserError where the labels are not the same.
     """
-    run.setdefault("model_dir", str(folder / "model"))
+    run["model_dir"] = str((folder.parent if "trained_on" in run else folder) / "model")
     if not Path(run["model_dir"]).is_dir():
         raise UserError(f"the run has lost its model: {run['model_dir']} is no folder; train again with --overwrite")
     place = common.tested_on(folder, run, dataset)

@@ -151,6 +151,7 @@ def complete(args: argparse.Namespace) -> None:
     args.model = args.model or (common.SAMPLE_MODEL if args.sample else common.DEFAULT_MODEL)
     args.seed = common.DEFAULT_SEED if args.seed is None else args.seed
     args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
+    args.step_gamma = args.step_gamma if args.lr_scheduler_type == "step" else None
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -158,7 +159,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if not args.dataset:
         raise UserError("no --dataset given; python train.py --list prints the keys")
     seeds, last = args.seeds or [], max(args.keep_epochs, default=0)
-    is_own_file = Path(args.dataset).suffix in common.TABLE_READERS
+    is_own_file = Path(args.dataset).suffix.lower() in common.TABLE_READERS
     sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     faults = {
         "give --seed or --seeds, not both": seeds and args.seed is not None,

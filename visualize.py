@@ -665,6 +665,7 @@ SETTINGS = {  # what the report calls a setting, and what it says of it, from ru
     "batch": "{args.per_device_train_batch_size} examples; batches per update: {args.gradient_accumulation_steps}",
     "optimizer": "{args.optim}, weight decay {args.weight_decay}, gradient norm clipped at {args.max_grad_norm}",
     "learning rate": "{args.learning_rate}, schedule {args.lr_scheduler_type}, warm-up {args.warmup_steps}",
+    "step schedule": "the rate times {args.step_gamma} after each epoch",
     "class weights": "{args.class_weights}", "patience": "{args.early_stopping_patience} epochs", "seed": "{seed}",
     "hardware": "{hardware.name}; {hardware.precision}",
     "software": "torch {versions.torch}, transformers {versions.transformers}"}

@@ -220,10 +220,23 @@ def test_a_run_is_tested_on_another_file_of_ones_own(tmp_path):
     for script in (evaluate, errors):
         assert script.main(["--run", str(run), "--dataset", str(tmp_path / "books.csv")]) == 0
     assert (run / "predictions.csv").read_bytes() == before
-    assert common.read_predictions(run / "on-books")["text"].str.contains("book, page").all()
+    assert common.read_predictions(run / "on-books")["text"].tolist() == [  # all of the file, not a tenth of it
+        f"{['lovely', 'awful'][i % 2]} book, page {i}" for i in range(40)]
     assert (run / "on-books" / "errors.csv").is_file()
     assert evaluate.main(["--run", str(run / "on-books")]) == 0  # the folder stands for its own data
-    assert common.read_predictions(run / "on-books")["text"].str.contains("book, page").all()
+    assert len(common.read_predictions(run / "on-books")) == 40
+
+
+def test_a_run_on_a_catalog_key_is_tested_on_a_file_with_other_columns(tmp_path):
+    run = tmp_path / "run"
+    assert train.main([*TRAIN, "--run", str(run)]) == 0
+    rows = [{"a": "The dog slept.", "b": f"Dog {i} was asleep.", "same": ["no", "equivalent"][i]} for i in (0, 1)]
+    pd.DataFrame(rows).replace("no", "not_equivalent").to_csv(tmp_path / "MINE.CSV", index=False)
+    columns = ["--text-column", "a", "b", "--label-column", "same"]
+    assert evaluate.main(["--run", str(run), "--dataset", str(tmp_path / "MINE.CSV"), *columns]) == 0
+    table = common.read_predictions(run / "on-MINE")
+    assert table["b"].tolist() == ["Dog 0 was asleep.", "Dog 1 was asleep."]
+    assert table["gold"].tolist() == ["not_equivalent", "equivalent"]
 
 
 def start(*flags):

@@ -103,17 +103,19 @@ class TestFindRun:
         return argparse.Namespace(**{"run": None, "dataset": "mrpc", "model": None, "seed": None, "sample": False,
                                      "runs_dir": folder, **changes})
 
-    def make(self, folder, name, finished):
+    def make(self, folder, name, finished, sample=False):
         path = folder / name
         path.mkdir(parents=True)
-        common.write_json(path / "run.json", {"finished": finished, "task": {"kind": "classification"}})
+        common.write_json(path / "run.json", {
+            "finished": finished, "sample": sample, "task": {"kind": "classification"}})
         return path
 
     def test_takes_the_newest_finished_one_and_says_so(self, tmp_path, capsys):
         self.make(tmp_path, "mrpc/a--b/seed1", "2026-01-01T00:00:00")
         newest = self.make(tmp_path, "mrpc/c/seed2", "2026-02-01T00:00:00")
         self.make(tmp_path, "mrpc/c/seed3", None)
-        self.make(tmp_path, "mrpc/sample/seed42", "2026-03-01T00:00:00")
+        self.make(tmp_path, "mrpc/sample/seed42", "2026-03-01T00:00:00", sample=True)
+        self.make(tmp_path, "mrpc/d/seed1", "2026-02-15T00:00:00", sample=True)  # a model of its own on sample rows
         assert common.find_run(self.flags(tmp_path))[0] == newest
         assert str(newest) in capsys.readouterr().out
         assert common.find_run(self.flags(tmp_path, model="a/b"))[0].parts[-2:] == ("a--b", "seed1")
