@@ -925,6 +925,11 @@ class Kind:
         """What predict() needs of the outputs, a float32 tensor on the device: the logits, (batch, outputs)."""
         return outputs["logits"].float()
 
+    def vectors_are(self, layer: str) -> str:
+        """What head_vectors() gives, in words; `layer` names the head's last linear layer, `score` in decoders."""
+        which = "last tokens'" if layer == "score" else "pooled"
+        return f"{which} vectors, the input of {layer}"
+
     def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         """The vector that the head reads, (batch, hidden size): GPT-2 and Llama read each text's last real token."""
         if hidden.ndim == 2:
@@ -1348,6 +1353,10 @@ class MultipleChoice(Classification):
         encoded = tokenize(tokenizer, firsts, seconds, max_length)
         return TokenDataset(encoded, self.targets(table, task), pad_values(tokenizer), len(task["options"]))
 
+    def vectors_are(self, layer: str) -> str:
+        """As of one text, for each option."""
+        return f"the options' {super().vectors_are(layer)}, side by side"
+
     def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         """The head reads one vector per option, (batch * options, size): they stand side by side in one row."""
         return super().head_vectors(hidden, inputs).reshape(len(inputs["input_ids"]), -1)
@@ -1491,6 +1500,10 @@ class Span(Kind):
         import torch
 
         return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1).float()
+
+    def vectors_are(self, layer: str) -> str:
+        """The head reads one per token: the first stands for the question and its context."""
+        return f"first tokens' vectors, the input of {layer}"
 
     def head_vectors(self, hidden: Any, _inputs: dict[str, Any]) -> Any:
         """The first token's vector, from which "no answer" is read, (batch, hidden size)."""

@@ -1370,8 +1370,11 @@ def tell_states(files: RunFiles) -> Iterator[Any]:
                 "embedding_epochs.png": "Vectors of validation samples by epoch, in one PCA of all of them."}
     if any((files.folder / name).is_file() for name in pictures):
         yield Heading("Hidden states")
-        yield Text(f"Vectors are {files.find('model_info.vector') or 'what the head sees'}. Black crosses are wrongly "
-                   "predicted samples; the more opaque, the more confident the model.", [reference(*PAPERS["tsne"])])
+        looks = ("The colour is the gold value's; the darker, the larger the error."
+                 if KINDS[files.run["task"]["kind"]].continuous else
+                 "Black crosses are wrongly predicted samples; the more opaque, the more confident the model.")
+        yield Text(f"Shown are {files.find('model_info.vector') or 'the vectors that the head reads'}. {looks}",
+                   [reference(*PAPERS["tsne"])])
     for name, caption in pictures.items():
         yield Figure(name, caption)
 
