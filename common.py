@@ -35,6 +35,7 @@ import string
 import sys
 import tarfile
 import tempfile
+import textwrap
 import time
 import tomllib
 import urllib.request
@@ -3651,6 +3652,12 @@ def new_figure(width: float = 6.0, height: float = 4.0, **subplots: Any) -> tupl
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
                          "text.parse_math": False})  # parse_math off: a `$` in a label is a dollar sign
     return plt.subplots(figsize=(width, height), layout="constrained", **subplots)
+
+
+def set_title(figure: Any, lines: Iterable[str]) -> None:
+    """Put `lines` above the axes of `figure`; those that are too long for six inches go on in the next."""
+    wrapped = [textwrap.fill(line, 72, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
+    figure.suptitle("\n".join(wrapped), fontsize=9)
 
 
 def figure_note(run: dict[str, Any], evaluated: int | None = None) -> str:

@@ -37,13 +37,14 @@ from common import (
     read_csv,
     read_predictions,
     save_figure,
+    set_title,
     stratified_rows,
     text_columns,
     unescape_formula,
     write_atomically,
     write_csv,
 )
-from visualize import write_report
+from visualize import shorten, write_report
 
 # Columns of errors.csv. Those of COMPUTED are renewed by every call and llm_prediction is llm_compare.py's; all others
 # are a person's, and so is any column that they add. A second annotator adds cause_2 and solution_2.
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     sheet = update_sheet(folder, errors, args.n, run["seed"])
     write_slices(folder, predictions["correct"], tags)
     note = f"; {note}" if (note := figure_note(run, len(predictions))) else ""
-    caption = f"{task['title']}; {run['model']}, seed {run['seed']}; {len(predictions)} samples{note}"
+    caption = f"{task['title']}\n{run['model']}, seed {run['seed']}; {len(predictions):,} samples{note}"
     write_rankings(folder, errors, sheet, caption)
     write_codebook(folder, confidence := confidence_note(folder, task))
     print(f"confidence: {confidence}")
@@ -441,10 +442,18 @@ def write_ranking(folder: Path, stem: str, counts: Counter[str], n_annotated: in
     draw_ranking(table, title, folder / f"{stem}.png")
 
 
+def on_two_lines(name: str, width: int = 34) -> str:
+    """`name` on at most two lines of `width` characters; a pair of labels is parted before its arrow."""
+    first, arrow, second = name.partition(" -> ")
+    if arrow and len(name) > width:
+        return f"{shorten(first, width)}\n-> {shorten(second, width - 3)}"
+    return textwrap.fill(name, width, max_lines=2, placeholder=" ...")
+
+
 def draw_ranking(table: pd.DataFrame, title: str, path: Path, n_bars: int = 15) -> None:
     """Draw the first `n_bars` rows of a ranking as horizontal bars, the most frequent on top."""
     shown = table.head(n_bars).iloc[::-1]
-    names = [textwrap.fill(name, 34, max_lines=2, placeholder=" ...") for name in shown["name"]]
+    names = [on_two_lines(name) for name in shown["name"]]
     share, low, high = (100 * shown[name].to_numpy() for name in ("share", "ci_low", "ci_high"))
     limit = 1.25 * high.max() + 5  # room for the counts beside the bars
     rows = range(len(shown))
@@ -459,7 +468,7 @@ def draw_ranking(table: pd.DataFrame, title: str, path: Path, n_bars: int = 15) 
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(limit, 100)])
     which = f"; the first {n_bars} of {len(table)}" if len(table) > n_bars else ""
     axes.set_xlabel(f"share in %, with its 95 % interval{which}")
-    figure.suptitle("\n".join(textwrap.fill(line, 72) for line in title.splitlines()), fontsize=9)
+    set_title(figure, title.splitlines())
     save_figure(figure, path)
 
 

@@ -16,7 +16,6 @@ import json
 import math
 import re
 import sys
-import textwrap
 import unicodedata
 import urllib.parse
 import zipfile
@@ -48,6 +47,7 @@ from common import (
     read_json,
     read_predictions,
     save_figure,
+    set_title,
     stratified_rows,
     text_columns,
     write_atomically,
@@ -326,9 +326,7 @@ def draw_embeddings(folder: Path, run: dict[str, Any], args: argparse.Namespace)
 
 
 def read_epochs(path: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.ndarray]:
-    """epoch_states.npz as one row per epoch and sample, and their vectors, float64 (epochs * n, hidden).
-
-    """
+    """epoch_states.npz as one row per epoch and sample, and their vectors, float64 (epochs * n, hidden)."""
     ids, epochs, vectors, gold, predicted, correct, confidence = read_arrays(
         path, id="U1", epoch="i1", vector="f3", gold="U1", predicted="U2", correct="b2", confidence="f2")
     if {array.shape[:2] for array in (vectors, predicted, correct, confidence)} != {(len(epochs), len(gold))} or (
@@ -367,8 +365,8 @@ def draw_epochs(folder: Path, run: dict[str, Any]) -> None:
             continue
         scatter(panel, points[points["epoch"] == epoch], size=8)
         panel.set_title(f"epoch {epoch}" if epoch else "before training", fontsize=9)
-    panels[-1, 0].set_xlabel(axis_labels[0], fontsize=8)
-    panels[-1, 0].set_ylabel(axis_labels[1], fontsize=8)
+    figure.supxlabel(axis_labels[0], fontsize=9)
+    figure.supylabel(axis_labels[1], fontsize=9)
     last = points[points["epoch"] == shown[-1]]
     finish_embedding(figure, run, f"{name} of all kept epochs together", last, last, styles, f" at epoch {shown[-1]}")
     save(figure, path, f"{len(shown)} of {len(epochs)} kept epochs")
@@ -409,8 +407,10 @@ def finish_embedding(figure: Any, run: dict[str, Any], method: str, points: pd.D
 
 def add_legend(figure: Any, handles: list[Any], title: str | None = None) -> None:
     """Put the handles below the axes, in as many columns as fit the figure's width."""
-    inches_per_column = 0.5 + 0.065 * max(len(handle.get_label()) for handle in handles)  # at 8 points
-    columns = int(np.clip(figure.get_figwidth() // inches_per_column, 1, 4))
+    inches = [0.5 + 0.057 * sum(2 if unicodedata.east_asian_width(character) in "WF" else 1
+                                for character in handle.get_label()) for handle in handles]  # at 8 points
+    widths = {columns: sum(max(part, default=0) for part in np.array_split(inches, columns)) for columns in (2, 3, 4)}
+    columns = max((columns for columns, width in widths.items() if width <= figure.get_figwidth()), default=1)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, fontsize=8, title_fontsize=8)
 
 
@@ -418,9 +418,9 @@ def add_title(figure: Any, runs: list[dict[str, Any]], what: str, evaluated: int
     """Say above the axes what is drawn, of which runs, of how many `evaluated` test examples where not of all."""
     title = " / ".join(dict.fromkeys(run["task"]["title"] for run in runs))
     whose = f"{runs[0]['model']}, seed {runs[0]['seed']}" if len(runs) == 1 else f"{len(runs)} runs"
-    lines = [shorten(title, 140), f"{shorten(whose, 140)}: {what}"]
+    lines = [shorten(title, 140), shorten(whose, 140), what]
     lines += sorted({note for run in runs if (note := figure_note(run, evaluated))})
-    figure.suptitle("\n".join(textwrap.fill(line, 72) for line in lines), fontsize=9)
+    set_title(figure, lines)
 
 
 def save(figure: Any, path: Path, note: str = "") -> None:
