@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,23 @@ def test_no_annotation_is_ever_lost(tmp_path_factory, runs, random):
             resave(folder / "errors.csv", **how)
 
 
+@given(st.lists(TEXTS, min_size=1, max_size=5), RESAVED, st.sampled_from([
+    lambda text: text.translate(str.maketrans("'\"", "’”")), lambda text: text.translate(errors.STRAIGHT_QUOTES),
+    lambda text: text.replace("\n", "\r\n") + " ", lambda text: text.replace(" ", "\u00a0").replace("-", "–"),
+    lambda text: re.sub("[a-z]", lambda letter: letter[0].upper(), text)]))
+@QUIET
+def test_notes_stay_with_their_samples_however_the_inputs_come_back(tmp_path_factory, texts, how, change):
+    folder, table = tmp_path_factory.mktemp("run"), make_errors(range(len(texts))).assign(input=texts)
+    sheet = errors.update_sheet(folder, table, 20, seed=0)
+    notes = [f"note on {sample_id}" for sample_id in sheet["id"]]
+    fill_in(folder, notes=notes, input=sheet["input"].map(change))
+    resave(folder / "errors.csv", **how)
+    again = errors.update_sheet(folder, table, 20, seed=0)
+    assert [again[name].tolist() for name in ("id", "input", "notes")] == [
+        sheet["id"].tolist(), sheet["input"].tolist(), notes]
+    assert not (folder / "errors_orphans.csv").exists()
+
+
 def annotated(folder, cell=str, **row):
     """The sheet of errors 0 to 3 after a person filled in `row` for error 1, and their file."""
     errors.update_sheet(folder, make_errors(range(4)), 20, 0)
@@ -330,6 +348,14 @@ def test_check_lists_what_is_missing_and_how_to_mend_it(tmp_path, capsys):
     (tmp_path / "report.tex").write_text("mine, but TO WRITE: the end. Later.")
     assert run_errors(tmp_path, "--check") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "missing: your text in report_notes.md: the end"
+
+
+def test_long_names_of_bars_take_two_lines():
+    assert errors.on_two_lines("a -> b") == "a -> b"
+    assert errors.on_two_lines("4. prejudiced discussions -> 2. derogation") == (
+        "4. prejudiced discussions\n-> 2. derogation")
+    assert errors.on_two_lines(f"{'x' * 40} -> {'y' * 40}") == f"{'x' * 33}…\n-> {'y' * 30}…"
+    assert errors.on_two_lines("one two three " * 9).count("\n") == 1
 
 
 def test_no_errors_at_all_and_a_codebook_that_a_person_changed(tmp_path, capsys):
