@@ -3656,7 +3656,7 @@ def new_figure(width: float = 6.0, height: float = 4.0, **subplots: Any) -> tupl
 
 def set_title(figure: Any, lines: Iterable[str]) -> None:
     """Put `lines` above the axes of `figure`; those that are too long for six inches go on in the next."""
-    wrapped = [textwrap.fill(line, 72, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
+    wrapped = [textwrap.fill(line, 84, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
     figure.suptitle("\n".join(wrapped), fontsize=9)
 
 

@@ -358,17 +358,20 @@ def draw_epochs(folder: Path, run: dict[str, Any]) -> None:
     shown = epochs[np.unique(np.linspace(0, len(epochs) - 1, MAX_PANELS).round().astype(int))]
     columns = 2 if len(shown) == 4 else min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, panels = new_figure(6, 1.5 + 2 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = new_figure(6, 1.6 + 1.75 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
     for panel, epoch in itertools.zip_longest(panels.flat, shown):
         if epoch is None:
             panel.remove()
             continue
-        scatter(panel, points[points["epoch"] == epoch], size=8)
-        panel.set_title(f"epoch {epoch}" if epoch else "before training", fontsize=9)
-    figure.supxlabel(axis_labels[0], fontsize=9)
-    figure.supylabel(axis_labels[1], fontsize=9)
+        part = points[points["epoch"] == epoch]
+        scatter(panel, part, size=8)
+        when = f"epoch {epoch}" if epoch else "before training"
+        panel.set_title(f"{when}: {part['correct'].sum():,} of {len(part):,} right", fontsize=9)
+        panel.set_xlabel(axis_labels[0], fontsize=8)
+        panel.set_ylabel(axis_labels[1], fontsize=8)
+        panel.label_outer()
     last = points[points["epoch"] == shown[-1]]
-    finish_embedding(figure, run, f"{name} of all kept epochs together", last, last, styles, f" at epoch {shown[-1]}")
+    finish_embedding(figure, run, f"joint {name}", last, last, styles, f" at epoch {shown[-1]}")
     save(figure, path, f"{len(shown)} of {len(epochs)} kept epochs")
 
 
@@ -390,8 +393,8 @@ def finish_embedding(figure: Any, run: dict[str, Any], method: str, points: pd.D
     from matplotlib.colors import Normalize
     from matplotlib.lines import Line2D
 
-    of_test = None if when else len(table)  # kept epochs show validation examples
-    add_title(figure, [run], f"{method} of {run['model_info']['vector']}", of_test)
+    of_test, which = (None, "; validation examples") if when else (len(table), "")  # kept epochs are of these
+    add_title(figure, [run], f"{method} of {run['model_info']['vector']}{which}", of_test)
     legend = f"shown / total{when}; opacity = confidence"
     if KINDS[run["task"]["kind"]].continuous:
         gold = table["gold"].astype(float)

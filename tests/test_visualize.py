@@ -219,7 +219,8 @@ def test_epochs_share_one_projection_and_its_axes(tmp_path, figures):
     expected, _ = principal_components(vectors.reshape(9, 6))
     np.testing.assert_allclose(np.abs(table[["x", "y"]]), np.abs(expected), atol=1e-5)
     figure = figures["embedding_epochs.png"]
-    assert [panel.get_title() for panel in figure.axes] == ["before training", "epoch 1", "epoch 5"]
+    assert [panel.get_title() for panel in figure.axes] == [
+        "before training: 2 of 3 right", "epoch 1: 2 of 3 right", "epoch 5: 3 of 3 right"]
     assert len({(panel.get_xlim(), panel.get_ylim()) for panel in figure.axes}) == 1
     assert legend_of(figure) == ["yes: 1 / 1", "no: 2 / 2", "wrongly predicted: 0 / 0"]
 
@@ -230,7 +231,7 @@ def test_six_epochs_are_shown_of_eleven_and_regression_has_no_wrong_ones(tmp_pat
     write_epochs(tmp_path, list(range(11)), ["1.0", "2.0"], [["1.0", "3.0"]] * 11)
     visualize.main(["--run", str(tmp_path), "--method", "pca"])
     figure = figures["embedding_epochs.png"]
-    titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
+    titles = [panel.get_title().split(":")[0] for panel in figure.axes if panel.get_title()]
     assert titles == ["before training", "epoch 2", "epoch 4", "epoch 6", "epoch 8", "epoch 10"]
     assert legend_of(figure) == ["sample: 1 / 1", "predicted on another step: 1 / 1"]
     table = read_csv(tmp_path / "embedding_epochs.csv")
