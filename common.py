@@ -983,6 +983,10 @@ class Kind:
         """What colour and shape stand for in pictures, per row of predictions.csv: the gold label."""
         return table["gold"]
 
+    def error_class(self, error_type: str) -> str:
+        """What error types are drawn and counted by: the type itself."""
+        return error_type
+
     def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
         """What simple models that learn from `train` in seconds predict for `test`, by their names: a floor for ours.
 
@@ -1212,9 +1216,13 @@ class Regression(Kind):
         return {"mean": judged(test, numbers.mean()), "tfidf + ridge": judged(test, predicted)}
 
     def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
-        """over or under; by how much stands in abs_error."""
-        too_high = wrong["predicted"].astype("float64") > wrong["gold"].astype("float64")
-        return ["over" if over else "under" for over in too_high]
+        """`over by 1.5` or `under by 1.5`."""
+        errors = wrong["predicted"].astype("float64") - wrong["gold"].astype("float64")
+        return [f"{'over' if error > 0 else 'under'} by {abs(error):.3g}" for error in errors]
+
+    def error_class(self, error_type: str) -> str:
+        """over or under."""
+        return error_type.split()[0]
 
 
 class Multilabel(Kind):

@@ -65,6 +65,10 @@ def resave(path, delimiter=",", encoding="utf-8-sig", reverse=False, spell=str, 
     path.write_bytes(out.getvalue().encode(encoding))
 
 
+def update(folder, table, n, seed):
+    return errors.update_sheet(folder, table, table["error_type"], n, seed)
+
+
 def make_errors(numbers):
     """Rows of wrong samples, a third of them of a type of their own."""
     rows = [[f"test-{i}", f"“text” {i}", "bad", "good", "0.7", "0.3", "0.4", f"type {i % 3 == 0}", ""] for i in numbers]
@@ -121,7 +125,7 @@ def test_the_sheet_of_a_small_run(tmp_path, capsys):
         ["test-000000", "=never\n“x”", "bad", "good", "0.9877", "0.0123", "0.9753", "FP of good",
          "very long | negation | suspect gold label | high confidence", "", "", "", ""],
         ["test-000001", "-5", "good", "bad", "0.5", "0.5", "0", "FN of good",
-         "very short | suspect gold label", "", "", "", ""]]
+         "very short", "", "", "", ""]]
     raw = (tmp_path / "errors.csv").read_bytes().decode("utf-8-sig")
     assert '"\'=never\n“x”",bad,good,0.9877' in raw and "test-000001,-5,good" in raw
     types = read_csv(tmp_path / "error_types.csv")[["rank", "name", "count", "share", "n_annotated", "n_errors"]]
@@ -141,12 +145,15 @@ def test_tags_of_pairs_and_of_training_texts():
     train = pd.DataFrame([{"first": f"Ten {ten}, y", "second": "zz", "label": "good"},
                           {"first": "a b", "second": "c e", "label": "good"},
                           {"first": "a B c d", "second": "in or 1999 3", "label": "bad"}])
-    tags = errors.tag_samples(table, ["first", "second"], train)
+    tags = errors.tag_samples(table, {**TASK, "text": ["first", "second"]}, train)
     assert tags["high overlap"].tolist() == [True, True, False, False, False]
     assert tags["numbers differ"].tolist() == [False, True, False, False, False]
     assert tags["unseen words"].tolist() == [False, True, False, False, False]
     assert tags["near-duplicate in train"].tolist() == [False, False, True, True, False]
-    assert not {"unseen words", "near-duplicate in train"} & set(errors.tag_samples(table, ["first"], None).columns)
+    without = errors.tag_samples(table, {**TASK, "text": ["first"]}, None)
+    numbers = errors.tag_samples(table, {**TASK, "text": ["first", "second"], "kind": "regression"}, train)
+    assert not {"unseen words", "near-duplicate in train"} & set(without.columns)
+    assert set(tags.columns) - set(numbers.columns) == {"near-duplicate in train"}
     assert not tags["suspect gold label"].any() and all(name in errors.CODEBOOK for name in tags.columns)
 
 
@@ -154,14 +161,15 @@ def test_tags_of_pairs_and_of_training_texts():
     ("2.5", "-4.0", "over by 1.5"), ("in 1066", "", "missed answer"), ("a | b", "none", "missing a | b")])
 def test_every_kind_of_prediction_has_a_sheet(tmp_path, monkeypatch, gold, predicted, name):
     monkeypatch.setitem(errors.KINDS, "any", SimpleNamespace(
-        error_types=lambda wrong, task: [name] * len(wrong), confidence_is="", closed_set=False,
+        error_types=lambda wrong, task: [name] * len(wrong), error_class=lambda name: name.split()[0],
+        confidence_is="", continuous=True, closed_set=False,
         is_answer=lambda cells, task: pd.Series(True, cells.index)))
     row = prediction(0, gold, predicted, math.nan, "x" * 40_000, second="b", abs_error=1.5)
     make_run(tmp_path, [row], {**TASK, "kind": "any", "text": ["text", "second"]})
     assert run_errors(tmp_path) == 0
     assert errors.read_sheet(tmp_path / "errors.csv").iloc[0, 1:8].tolist() == [
         f"text: {'x' * 31_994} [of 40016]", gold, predicted, "", "", "", name]
-    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == [name]
+    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == [name.split()[0]]
 
 
 def test_the_sheet_says_which_confidence_it_shows(tmp_path, capsys):
@@ -197,7 +205,7 @@ def test_no_annotation_is_ever_lost(tmp_path_factory, runs, random):
     folder = tmp_path_factory.mktemp("run")
     notes = []
     for turn, (wrong, n, how) in enumerate(runs):
-        sheet = errors.update_sheet(folder, make_errors(sorted(wrong)), n, seed=turn)
+        sheet = update(folder, make_errors(sorted(wrong)), n, seed=turn)
         orphans = folder / "errors_orphans.csv"
         kept = sheet.to_csv() + (errors.read_sheet(orphans).to_csv() if orphans.is_file() else "")
         assert [note for note in notes if note not in kept] == []
@@ -216,11 +224,11 @@ def test_no_annotation_is_ever_lost(tmp_path_factory, runs, random):
 @QUIET
 def test_notes_stay_with_their_samples_however_the_inputs_come_back(tmp_path_factory, texts, how, change):
     folder, table = tmp_path_factory.mktemp("run"), make_errors(range(len(texts))).assign(input=texts)
-    sheet = errors.update_sheet(folder, table, 20, seed=0)
+    sheet = update(folder, table, 20, seed=0)
     notes = [f"note on {sample_id}" for sample_id in sheet["id"]]
     fill_in(folder, notes=notes, input=sheet["input"].map(change))
     resave(folder / "errors.csv", **how)
-    again = errors.update_sheet(folder, table, 20, seed=0)
+    again = update(folder, table, 20, seed=0)
     assert [again[name].tolist() for name in ("id", "input", "notes")] == [
         sheet["id"].tolist(), sheet["input"].tolist(), notes]
     assert not (folder / "errors_orphans.csv").exists()
@@ -228,11 +236,11 @@ def test_notes_stay_with_their_samples_however_the_inputs_come_back(tmp_path_fac
 
 def annotated(folder, cell=str, **row):
     """The sheet of errors 0 to 3 after a person filled in `row` for error 1, and their file."""
-    errors.update_sheet(folder, make_errors(range(4)), 20, 0)
+    update(folder, make_errors(range(4)), 20, 0)
     fill_in(folder, **{name: ["", text, "", ""] for name, text in row.items()})
     resave(folder / "errors.csv", cell=cell)
     before = (folder / "errors.csv").read_bytes()
-    return errors.update_sheet(folder, make_errors(range(4)), 20, 0), before
+    return update(folder, make_errors(range(4)), 20, 0), before
 
 
 @pytest.mark.parametrize("changed", ['"text" {}', "'“text”\u00a0{} \r\n", "TEXT {}"])
@@ -247,17 +255,17 @@ def test_a_person_s_columns_stay_and_their_file_is_kept_before_it_changes(tmp_pa
     assert sheet.loc[1, ["mine", "cause_2", "llm_prediction"]].tolist() == ["=SUM(A1)", "c", "good"]
     assert (tmp_path / "errors.backup.csv").read_bytes() == before
     (tmp_path / "errors.backup.csv").unlink()
-    errors.update_sheet(tmp_path, make_errors(range(4)), 20, 0)
+    update(tmp_path, make_errors(range(4)), 20, 0)
     assert not (tmp_path / "errors.backup.csv").exists()
 
 
 def test_annotated_rows_stay_whatever_is_drawn_and_orphans_are_appended(tmp_path, capsys):
     annotated(tmp_path, cause="c")
-    sheet = errors.update_sheet(tmp_path, make_errors(range(1, 60)), 3, 7)
+    sheet = update(tmp_path, make_errors(range(1, 60)), 3, 7)
     assert len(sheet) == 3 and sheet["id"][0] == "test-1" and sheet["cause"][0] == "c"
-    errors.update_sheet(tmp_path, make_errors([5]), 3, 7)
+    update(tmp_path, make_errors([5]), 3, 7)
     fill_in(tmp_path, notes="n")
-    assert errors.update_sheet(tmp_path, make_errors([]), 3, 7).empty
+    assert update(tmp_path, make_errors([]), 3, 7).empty
     orphans = errors.read_sheet(tmp_path / "errors_orphans.csv")
     assert orphans[["id", "cause", "notes"]].to_numpy().tolist() == [["test-1", "c", ""], ["test-5", "", "n"]]
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -266,9 +274,9 @@ def test_annotated_rows_stay_whatever_is_drawn_and_orphans_are_appended(tmp_path
 
 def test_a_row_that_was_copied_and_the_true_of_excel(tmp_path):
     table = make_errors(range(2)).assign(gold="true", predicted="false")
-    sheet = errors.update_sheet(tmp_path, table, 20, 0).assign(llm_prediction="TRUE")
+    sheet = update(tmp_path, table, 20, 0).assign(llm_prediction="TRUE")
     write_csv(tmp_path / "errors.csv", pd.concat([sheet, sheet.assign(cause="c"), sheet.assign(cause="d")]))
-    sheet = errors.update_sheet(tmp_path, table, 20, 0)
+    sheet = update(tmp_path, table, 20, 0)
     assert sheet["cause"].tolist() == ["c", "c"] and sheet["llm_prediction"].tolist() == ["true", "true"]
     assert errors.read_sheet(tmp_path / "errors_orphans.csv")["cause"].tolist() == ["d", "d"]
 
