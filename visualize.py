@@ -119,7 +119,7 @@ def draw_learning_curve(folders: list[Path], path: Path) -> None:
     runs = [read_json(folder / "run.json") for folder in folders]
     colors = list(itertools.islice(itertools.cycle(PALETTE), len(runs)))
     figure, panels = new_figure(6, 5.5, nrows=2, sharex=True)
-    metrics = [draw_run(panels, folder, run["training"], color)
+    metrics = [draw_run(panels, folder, run, color)
                for folder, run, color in zip(folders, runs, colors, strict=True)]
     panels[0].set_ylabel("loss")
     panels[1].set_ylabel("\n".join(dict.fromkeys(metrics)))
@@ -138,12 +138,14 @@ def draw_learning_curve(folders: list[Path], path: Path) -> None:
     save(figure, path)
 
 
-def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: str) -> str:
+def draw_run(panels: np.ndarray, folder: Path, run: dict[str, Any], color: str) -> str:
     """Add the curves of one run to the two panels; return what the second one shows.
 
     The moving average of the training loss spans a twentieth of the rows of steps.csv. Training has one score, which
-    costs nothing to keep; where it is not the metric that chose the epoch, the name says so.
+    costs nothing to keep; where it is not the metric that chose the epoch, the name says so. It is left out where it
+    falls as the metric rises: a squared error.
     """
+    training, kind = run["training"], KINDS[run["task"]["kind"]]
     metric = training["metric"]
     steps = read_csv(folder / "steps.csv", ("epoch", "loss"), ("epoch", "loss"))
     history = read_csv(folder / "history.csv", ("epoch", "train_", "eval_"), ("epoch", "eval_loss", f"eval_{metric}"))
@@ -156,7 +158,8 @@ def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: 
     for panel, column in zip(panels, ("eval_loss", f"eval_{metric}"), strict=True):
         panel.plot(history["epoch"], history[column], color=color, linestyle="--", marker="o", markersize=4)
         panel.plot(best["epoch"], best[column], color=color, linestyle="", **BEST_EPOCH)
-    scores = [name for name in history if name.startswith("train_") and name != "train_loss"]
+    scores = [name for name in history if name.startswith("train_") and name != "train_loss"
+              and kind.greater_is_better(name.removeprefix("train_")) == kind.greater_is_better(metric)]
     if not scores:
         return metric
     score = f"train_{metric}" if f"train_{metric}" in scores else scores[0]
@@ -246,7 +249,7 @@ def add_looks(table: pd.DataFrame, task: dict[str, Any]) -> dict[str, tuple[str,
 
     wrong = table["correct"].eq(False)
     if KINDS[task["kind"]].continuous:
-        styles = {"sample": (GREY, "o"), "predicted on another step": (GREY, WRONG_MARKER)}
+        styles = {"predicted on the gold step": (GREY, "o"), "predicted on another step": (GREY, WRONG_MARKER)}
         table["legend"] = np.where(wrong, *reversed(styles))
         rgb = error_colors(table["gold"].to_numpy(float), table["predicted"].to_numpy(float))
     else:
@@ -358,7 +361,8 @@ def draw_epochs(folder: Path, run: dict[str, Any]) -> None:
     shown = epochs[np.unique(np.linspace(0, len(epochs) - 1, MAX_PANELS).round().astype(int))]
     columns = 2 if len(shown) == 4 else min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, panels = new_figure(6, 1.6 + 1.75 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = new_figure(6, 1.6 + 1.75 * rows, nrows=rows, ncols=columns, squeeze=False, sharex=True,
+                                sharey=True)
     for panel, epoch in itertools.zip_longest(panels.flat, shown):
         if epoch is None:
             panel.remove()

@@ -233,7 +233,7 @@ def test_six_epochs_are_shown_of_eleven_and_regression_has_no_wrong_ones(tmp_pat
     figure = figures["embedding_epochs.png"]
     titles = [panel.get_title().split(":")[0] for panel in figure.axes if panel.get_title()]
     assert titles == ["before training", "epoch 2", "epoch 4", "epoch 6", "epoch 8", "epoch 10"]
-    assert legend_of(figure) == ["sample: 1 / 1", "predicted on another step: 1 / 1"]
+    assert legend_of(figure) == ["predicted on the gold step: 1 / 1", "predicted on another step: 1 / 1"]
     table = read_csv(tmp_path / "embedding_epochs.csv")
     assert len(table) == 22
     assert figures["embedding_pca.png"].axes[1].get_ylabel() == "gold value"
@@ -254,6 +254,19 @@ def test_learning_curve_of_two_runs(tmp_path, figures):
         [0.72, 0.78], [0.78], [0.7, 0.8], [0.6, 0.65], [0.6], [0.7, 0.8]]
     assert metric.get_ylabel() == "accuracy\nf1 (training: accuracy)"
     assert legend_of(figures["learning_curve.png"])[4:] == ["toy, tiny/bert, seed 7", "toy, tiny/bert, seed 8"]
+
+
+def test_a_squared_error_is_not_drawn_beside_a_correlation(tmp_path, figures):
+    write_run(tmp_path, kind="regression")
+    run = json.loads((tmp_path / "run.json").read_text())
+    write_json(tmp_path / "run.json", {**run, "training": {"best_epoch": 2, "metric": "pearson"}})
+    write_csv(tmp_path / "history.csv", pd.DataFrame({
+        "epoch": [1.0, 2.0], "train_loss": [0.6, 0.4], "train_mse": [0.6, 0.4], "eval_loss": [0.5, 0.4],
+        "eval_pearson": [0.7, 0.8]}))
+    visualize.draw_learning_curve([tmp_path], tmp_path / "learning_curve.png")
+    metric = figures["learning_curve.png"].axes[1]
+    assert [line.get_ydata().tolist() for line in metric.lines] == [[0.7, 0.8], [0.8]]
+    assert metric.get_ylabel() == "pearson"
 
 
 # ---- What is too little, broken or hostile --------------------------------------------------------------------------
