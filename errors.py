@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Write errors.csv, slices.csv, codebook.md and the rankings of a run; with --check, list what is missing."""
+    """Write errors.csv, tags.csv, slices.csv, codebook.md and the rankings; with --check, list what is missing."""
     args = build_parser().parse_args(argv)
     folder, run = find_run(args)
     hold(folder, shared=True)
@@ -132,7 +132,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if missing else 0
 
     tags = tag_samples(predictions, task, read_train_texts(folder, text_columns(task)))
-    errors = wrong_samples(predictions, tags, task)
+    predictions["auto_tags"] = [" | ".join(tags.columns[held]) for held in tags.to_numpy()]
+    write_csv(folder / "tags.csv", predictions[["id", "auto_tags"]])
+    errors = wrong_samples(predictions, task)
     classes = errors["error_type"].map(KINDS[task["kind"]].error_class)
     sheet = update_sheet(folder, errors, classes, args.n, run["seed"])
     write_slices(folder, predictions["correct"], tags)
@@ -229,17 +231,15 @@ def other_label_in_train(words: list[set[str]], gold: pd.Series, train_words: li
             for sample, label in zip(samples, gold, strict=True)]
 
 
-def wrong_samples(predictions: pd.DataFrame, tags: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
+def wrong_samples(predictions: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
     """Every wrong sample as a row of the sheet: the columns COMPUTED, all text, numbers with four decimals at most."""
-    is_wrong = ~predictions["correct"].to_numpy()
-    wrong = predictions[is_wrong].reset_index(drop=True)
+    wrong = predictions[~predictions["correct"]].reset_index(drop=True)
     names = text_columns(task)
     inputs = joined(wrong, names) if len(names) == 1 else [
         "\n".join(f"{name}: {row[name]}" for name in names) for row in wrong[names].to_dict("records")]
-    rows = wrong[["id", "gold", "predicted"]].assign(
+    rows = wrong[["id", "gold", "predicted", "auto_tags"]].assign(
         input=[text if len(text) <= MAX_INPUT else f"{text[:MAX_INPUT]} [of {len(text)}]" for text in inputs],
         error_type=KINDS[task["kind"]].error_types(wrong, task),
-        auto_tags=[" | ".join(tags.columns[held]) for held in tags[is_wrong].to_numpy()],
         **{name: ["" if math.isnan(value) else f"{round(value, 4):g}" for value in wrong[name]] for name in NUMBERS})
     return rows[COMPUTED].astype(object)
 

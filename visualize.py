@@ -5,7 +5,7 @@
                                                     explorer.html, a page to look through the samples
     python visualize.py --dataset mrpc --runs DIR   draws the learning curve of the run in DIR over it
 
-embedding_epochs.png needs what train.py --keep-epochs keeps; the tags in explorer.html come from errors.csv.
+embedding_epochs.png needs what train.py --keep-epochs keeps; the tags in explorer.html come from errors.py.
 """
 
 import argparse
@@ -440,16 +440,12 @@ def save(figure: Any, path: Path, note: str = "") -> None:
 
 
 def read_tags(folder: Path) -> dict[str, str]:
-    """{id: auto_tags} of errors.csv; empty, with a printed line, where it is missing or no longer plain CSV."""
-    if not (folder / "errors.csv").is_file():
+    """{id: auto_tags} of tags.csv; empty, with a printed line, where errors.py has not written it."""
+    if not (folder / "tags.csv").is_file():
         print("no tags in explorer.html: errors.py has not been run")
         return {}
-    try:
-        sheet = read_csv(folder / "errors.csv", required=("id", "auto_tags"))
-    except UserError as error:
-        print(f"no tags in explorer.html: {error}")
-        return {}
-    return dict(zip(sheet["id"], sheet["auto_tags"], strict=True))
+    table = read_csv(folder / "tags.csv", required=("id", "auto_tags"))
+    return dict(zip(table["id"], table["auto_tags"], strict=True))
 
 
 def write_explorer(folder: Path, run: dict[str, Any], points: pd.DataFrame, coordinates: dict[str, np.ndarray],
@@ -524,8 +520,8 @@ EXPLORER = """<!doctype html>
   <canvas id="plot" tabindex="0" role="application" aria-describedby="help" aria-label="scatter plot"></canvas>
   <dl id="details" aria-live="polite"></dl>
 </main>
-<p id="help">Point at a sample, or press an arrow key in the plot to go to the next one that way. The more opaque, the
-  more confident; where labels are numbers, the darker, the larger the error.</p>
+<p id="help">Point at a sample to read it, click to keep it, scroll to zoom; an arrow key in the plot goes to the next
+  one that way. The more opaque, the more confident; where labels are numbers, the darker, the larger the error.</p>
 <script type="application/json" id="data">DATA</script>
 <script>
 "use strict";
@@ -533,7 +529,7 @@ const element = id => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 const canvas = element("plot"), pen = canvas.getContext("2d");
 const margin = 14, radius = 5;
-let visible = [], places = [], chosen = null;
+let visible = [], places = [], chosen = null, kept = false, view = {scale: 1, x: 0, y: 0};
 
 function addOptions(id, names) {
   for (const name of names) element(id).add(new Option(name, name));
@@ -562,8 +558,9 @@ function draw() {
   const xy = data.methods[element("method").value];
   const range = values => [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
   const [left, right] = range(xy.map(place => place[0])), [bottom, top] = range(xy.map(place => place[1]));
-  places = xy.map(([x, y]) => [margin + (x - left) / (right - left || 1) * (width - 2 * margin),
-                               height - margin - (y - bottom) / (top - bottom || 1) * (height - 2 * margin)]);
+  places = xy.map(([x, y]) => [
+    view.x + view.scale * (margin + (x - left) / (right - left || 1) * (width - 2 * margin)),
+    view.y + view.scale * (height - margin - (y - bottom) / (top - bottom || 1) * (height - 2 * margin))]);
   for (const i of visible) {
     const [x, y] = places[i];
     pen.beginPath();
@@ -574,19 +571,21 @@ function draw() {
   if (chosen !== null) {
     pen.beginPath();
     pen.arc(...places[chosen], 2 * radius, 0, 2 * Math.PI);
-    pen.lineWidth = 2;
+    pen.lineWidth = kept ? 4 : 2;
     pen.stroke();
   }
 }
 
 function choose(index) {
   chosen = index;
+  kept = kept && index !== null;
   element("details").replaceChildren();
   if (index === null) return;
   const point = data.points[index];
   const rows = [["id", point.id], ["gold", point.gold], ["predicted", point.predicted],
                 ["right", point.correct ? "yes" : "no"], ["confidence", point.confidence ?? "none"],
-                ["tags", point.tags.join(", ") || "none"], ...Object.entries(point.texts)];
+                ...(element("tag").disabled ? [] : [["tags", point.tags.join(", ") || "none"]]),
+                ...Object.entries(point.texts)];
   for (const [name, value] of rows) {
     const term = document.createElement("dt"), text = document.createElement("dd");
     term.textContent = name;
@@ -600,13 +599,31 @@ function nearest(cost) {
   return best < Infinity ? visible[costs.indexOf(best)] : null;
 }
 
-canvas.addEventListener("pointermove", event => {
-  const found = nearest(i => {
+function pointedAt(event) {
+  return nearest(i => {
     const distance = Math.hypot(places[i][0] - event.offsetX, places[i][1] - event.offsetY);
     return distance < 3 * radius ? distance : Infinity;
   });
+}
+
+canvas.addEventListener("pointermove", event => {
+  const found = kept ? null : pointedAt(event);
   if (found !== null && found !== chosen) { choose(found); draw(); }
 });
+canvas.addEventListener("click", event => {
+  const found = pointedAt(event);
+  kept = found !== null;
+  choose(found);
+  draw();
+});
+canvas.addEventListener("wheel", event => {
+  const scale = Math.max(1, view.scale * Math.exp(-event.deltaY / 400)), change = scale / view.scale;
+  if (change === 1) return;  // all is in view: the page scrolls
+  event.preventDefault();
+  view = scale === 1 ? {scale, x: 0, y: 0} : {scale, x: event.offsetX - (event.offsetX - view.x) * change,
+                                              y: event.offsetY - (event.offsetY - view.y) * change};
+  draw();
+}, {passive: false});
 canvas.addEventListener("keydown", event => {
   const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
   if (!way) return;

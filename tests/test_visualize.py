@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common
+import errors
 import visualize
 from common import read_csv, write_csv, write_json
 
@@ -341,7 +342,7 @@ def test_script_text_is_the_data_and_cannot_end_its_script(text):
 def hostile_explorer(folder):
     write_run(folder, columns={"text": [HOSTILE] * 12, "x": ["second"] * 12}, labels=["no", "yes"], positive="yes")
     tags = pd.DataFrame({"id": ["test-1", "test-9"], "auto_tags": ["negation | <b>", "negation"]})
-    write_csv(folder / "errors.csv", tags)
+    write_csv(folder / "tags.csv", tags)
     assert visualize.main(["--run", str(folder), "--method", "pca"]) == 0
     return folder / "explorer.html"
 
@@ -359,11 +360,14 @@ def test_explorer_holds_the_samples_and_reaches_for_nothing(tmp_path):
     assert "innerHTML" not in page and page.count("<img") == 0
 
 
-def test_a_sheet_that_is_no_plain_csv_costs_the_tags_alone(tmp_path, figures, capsys):
-    write_run(tmp_path)
-    (tmp_path / "errors.csv").write_text("id;auto_tags\ntest-1;negation\n")
+def test_tags_of_right_and_wrong_samples_are_in_the_page(tmp_path, figures, capsys):
+    write_run(tmp_path, columns={"text": ["never" if row in (0, 1) else f"text {row}" for row in range(12)]})
     assert visualize.main(["--run", str(tmp_path), "--method", "pca"]) == 0
-    assert "no tags in explorer.html" in capsys.readouterr().out and (tmp_path / "explorer.html").exists()
+    assert "no tags in explorer.html: errors.py has not been run" in capsys.readouterr().out
+    assert errors.main(["--run", str(tmp_path)]) == visualize.main(["--run", str(tmp_path), "--method", "pca"]) == 0
+    page = (tmp_path / "explorer.html").read_text(encoding="utf-8")
+    points = json.loads(re.search(r'id="data">(.*)</script>\n<script>', page)[1])["points"]
+    assert [row for row, point in enumerate(points) if "negation" in point["tags"]] == [0, 1]  # 0 is right, 1 wrong
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -371,7 +375,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 def test_explorer_in_a_browser(tmp_path):
-    """Go by key to the rightmost, the topmost and, filtered, the only point: the page shows the data, as text."""
+    """Go by key to the rightmost, the topmost and, filtered, the only point: the page shows the data, as text.
+
+    Between, zoom in at the leftmost point, which stays under the pointer, and click it: it is kept.
+    """
     page = tmp_path / "tried.html"
     page.write_text(hostile_explorer(tmp_path).read_text(encoding="utf-8") + """<script>
       document.title = [...element("group").options, ...element("tag").options].map(option => option.value).join(",");
@@ -380,6 +387,13 @@ def test_explorer_in_a_browser(tmp_path):
         for (let i = 0; i < 12; i++) press(key);
         document.title += "," + document.querySelector("dd").textContent;
       }
+      const box = canvas.getBoundingClientRect(), left = nearest(i => places[i][0]), other = chosen;
+      const spot = i => ({clientX: box.left + 1 + places[i][0], clientY: box.top + 1 + places[i][1]});
+      const where = spot(left);
+      canvas.dispatchEvent(new WheelEvent("wheel", {...where, deltaY: -400}));
+      canvas.dispatchEvent(new MouseEvent("click", where));
+      canvas.dispatchEvent(new MouseEvent("pointermove", spot(other)));
+      document.title += `,${document.querySelector("dd").textContent},${view.scale.toFixed(2)}`;
       element("outcome").value = "wrong";
       element("tag").value = "<b>";
       element("tag").dispatchEvent(new Event("change", {bubbles: true}));
@@ -391,7 +405,8 @@ def test_explorer_in_a_browser(tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     table = read_csv(tmp_path / "embedding_pca.csv", ["x", "y"])
     rightmost, topmost = (table["id"][table[axis].idxmax()] for axis in "xy")
-    assert f"<title>,no,yes,,&lt;b&gt;,negation,{rightmost},{topmost}</title>" in dom
+    leftmost = table["id"][table["x"].idxmin()]
+    assert f"<title>,no,yes,,&lt;b&gt;,negation,{rightmost},{topmost},{leftmost},2.72</title>" in dom
     assert "1 of 12 samples, 1 of them wrong" in dom
     assert "<dt>id</dt><dd>test-1</dd><dt>gold</dt><dd>yes</dd><dt>predicted</dt><dd>no</dd>" in dom
     assert "<dd>&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; &amp; " in dom and "<img" not in dom
