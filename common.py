@@ -1363,8 +1363,8 @@ class MultipleChoice(Classification):
         return TokenDataset(encoded, self.targets(table, task), pad_values(tokenizer), len(task["options"]))
 
     def vectors_are(self, layer: str) -> str:
-        """As of one text, for each option."""
-        return f"the options' {super().vectors_are(layer)}, side by side"
+        """As of one text, of each option."""
+        return f"options' {super().vectors_are(layer)}"
 
     def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         """The head reads one vector per option, (batch * options, size): they stand side by side in one row."""
@@ -3664,7 +3664,7 @@ def new_figure(width: float = 6.0, height: float = 4.0, **subplots: Any) -> tupl
 
 def set_title(figure: Any, lines: Iterable[str]) -> None:
     """Put `lines` above the axes of `figure`; those that are too long for six inches go on in the next."""
-    wrapped = [textwrap.fill(line, 84, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
+    wrapped = [textwrap.fill(line, 90, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
     figure.suptitle("\n".join(wrapped), fontsize=9)
 
 
@@ -3690,16 +3690,40 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def make_drawable(figure: Any) -> set[str]:
     """Give every text of `figure` the fallback fonts and replace the characters that none of them has; return these."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
     from matplotlib.text import Text
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = [[label.get_text() for label in axis.get_ticklabels()] for axis in axes]
+    wanted = set("".join([*chain.from_iterable(ticks), *(text.get_text() for text in figure.findobj(Text))]))
+    families, drawable = find_fonts()
+    if wanted - drawable:
+        add_new_fonts()
+        families, drawable = find_fonts()
+    replaced = str.maketrans(dict.fromkeys(wanted - drawable, PLACEHOLDER))
+    for axis, labels in zip(axes, ticks, strict=True):
+        if set("".join(labels)) - drawable:  # drawing sets the texts of ticks anew
+            axis.set_ticks(axis.get_ticklocs(), [label.translate(replaced) for label in labels])
+    for text in figure.findobj(Text):
+        text.set_text(text.get_text().translate(replaced))
+        text.set_fontfamily(families)
+    return wanted - drawable
+
+
+def find_fonts() -> tuple[list[str], set[str]]:
+    """The families to draw with, matplotlib's own first, and the characters that they have."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     installed = set(fontManager.get_font_names())
     families = ["DejaVu Sans", *(family for family in FALLBACK_FONTS if family in installed)]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
-    drawable = {"\n"}.union(*({chr(code) for code in font.get_charmap()} for font in fonts))
-    missing = set()
-    for text in figure.findobj(Text):
-        missing |= set(text.get_text()) - drawable
-        text.set_text("".join(character if character in drawable else PLACEHOLDER for character in text.get_text()))
-        text.set_fontfamily(families)
-    return missing
+    return families, {"\n"}.union(*({chr(code) for code in font.get_charmap()} for font in fonts))
+
+
+def add_new_fonts() -> None:
+    """Tell matplotlib, which keeps a list of the fonts of its first day, of those that were installed since."""
+    from matplotlib import font_manager
+
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in sorted(set(font_manager.findSystemFonts()) - known):
+        with contextlib.suppress(OSError, RuntimeError):  # a file that is no font; matplotlib passes over it as well
+            font_manager.fontManager.addfont(path)

@@ -138,14 +138,15 @@ def main(argv: list[str] | None = None) -> int:
     classes = errors["error_type"].map(KINDS[task["kind"]].error_class)
     sheet = update_sheet(folder, errors, classes, args.n, run["seed"])
     write_slices(folder, predictions["correct"], tags)
-    note = f"; {note}" if (note := figure_note(run, len(predictions))) else ""
-    caption = f"{task['title']}\n{run['model']}, seed {run['seed']}; {len(predictions):,} samples{note}"
+    note = figure_note(run, len(predictions))
+    caption = f"{task['title']}\n{run['model']}, seed {run['seed']}; {note or f'{len(predictions):,} test examples'}"
     write_rankings(folder, classes, sheet, caption)
     write_codebook(folder, confidence := confidence_note(folder, task))
     print(f"confidence: {confidence}")
     write_report(folder)
     how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
-    print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}{note}")
+    print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}"
+          + f"; {note}" * bool(note))
     return 0
 
 
@@ -409,8 +410,7 @@ def write_slices(folder: Path, correct: pd.Series, tags: pd.DataFrame) -> None:
     write_csv(folder / "slices.csv", table)
     found = table[(table["error_rate_inside"] > table["error_rate_outside"]) & (table["fisher_p"] < 0.05)].head(1)
     if found.empty:
-        print(f"slices.csv: {len(table)} tags; errors go with none of them more than by chance (Fisher p 0.05, "
-              "uncorrected)")
+        print(f"slices.csv: {len(table)} tags; with none are errors clearly more frequent (Fisher p 0.05, uncorrected)")
     for row in found.itertuples():
         print(f"slices.csv: {len(table)} tags; errors go most with {row.tag}: {row.errors_inside} of {row.n_inside} "
               f"wrong, {row.errors_outside} of {row.n_outside} without it (Fisher p {row.fisher_p:.2g}, uncorrected)")

@@ -164,7 +164,7 @@ def draw_run(panels: np.ndarray, folder: Path, run: dict[str, Any], color: str) 
         return metric
     score = f"train_{metric}" if f"train_{metric}" in scores else scores[0]
     panels[1].plot(history["epoch"], history[score], color=color, marker="o", markersize=3)
-    return metric if score == f"train_{metric}" else f"{metric} (training: {score.removeprefix('train_')})"
+    return metric if score == f"train_{metric}" else f"{metric}\n(training: {score.removeprefix('train_')})"
 
 
 # ---- The points: which samples, which colour, which shape -----------------------------------------------------------
@@ -271,6 +271,8 @@ def why_not_projectable(vectors: np.ndarray) -> str:
     """The reason why (n, hidden) vectors have no picture in two dimensions; empty where they have one."""
     if len(vectors) < MIN_POINTS:
         return f"there are {len(vectors)} samples, and a projection needs {MIN_POINTS}"
+    if vectors.shape[1] < 2:
+        return "the hidden states have one dimension"
     if not np.isfinite(vectors).all():
         return "the hidden states hold NaN or infinite values"
     if (vectors == vectors[0]).all():

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -364,6 +365,16 @@ def test_long_names_of_bars_take_two_lines():
         "4. prejudiced discussions\n-> 2. derogation")
     assert errors.on_two_lines(f"{'x' * 40} -> {'y' * 40}") == f"{'x' * 33}…\n-> {'y' * 30}…"
     assert errors.on_two_lines("one two three " * 9).count("\n") == 1
+
+
+def test_names_of_bars_that_no_font_can_draw_are_replaced_and_named(tmp_path, capsys):
+    make_run(tmp_path, [prediction(i, "\U0001242b", "$x_1$") for i in range(3)],
+             {**TASK, "labels": ["a", "\U0001242b", "$x_1$"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_errors(tmp_path) == 0
+    assert "error_types.png: 1 characters that no installed font has are drawn as □: U+1242B" in capsys.readouterr().out
+    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == ["\U0001242b -> $x_1$"]
 
 
 def test_no_errors_at_all_and_a_codebook_that_a_person_changed(tmp_path, capsys):

@@ -253,7 +253,7 @@ def test_learning_curve_of_two_runs(tmp_path, figures):
     assert evaluation.get_xydata().tolist() == [[1, 0.5], [2, 0.45]] and star.get_xydata().tolist() == [[2, 0.45]]
     assert [line.get_ydata().tolist() for line in metric.lines] == [
         [0.72, 0.78], [0.78], [0.7, 0.8], [0.6, 0.65], [0.6], [0.7, 0.8]]
-    assert metric.get_ylabel() == "accuracy\nf1 (training: accuracy)"
+    assert metric.get_ylabel() == "accuracy\nf1\n(training: accuracy)"
     assert legend_of(figures["learning_curve.png"])[4:] == ["toy, tiny/bert, seed 7", "toy, tiny/bert, seed 8"]
 
 
@@ -275,6 +275,7 @@ def test_a_squared_error_is_not_drawn_beside_a_correlation(tmp_path, figures):
 
 @pytest.mark.parametrize(("run", "message"), [
     ({"gold": ["a"] * 4, "predicted": ["a"] * 4, "confidence": [1.0] * 4}, "there are 4 samples, and a projection"),
+    ({"vectors": np.arange(12.0)[:, None]}, "the hidden states have one dimension"),
     ({"vectors": np.ones((12, 6))}, "the hidden states of all samples are the same"),
     ({"vectors": np.full((12, 6), np.nan)}, "NaN or infinite")])
 def test_nothing_to_project_is_one_line(tmp_path, figures, capsys, run, message):
@@ -325,6 +326,19 @@ def test_a_fallback_font_draws_what_the_first_lacks(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.canvas.draw()
+
+
+def test_a_font_that_was_installed_later_is_found(monkeypatch):
+    from matplotlib import font_manager
+
+    fonts = font_manager.fontManager.ttflist
+    stix = next(font for font in fonts if font.fname.endswith("STIXGeneral.ttf"))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in fonts if font.name != stix.name])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [stix.fname, __file__])
+    monkeypatch.setattr(common, "FALLBACK_FONTS", (stix.name,))
+    figure, axes = visualize.new_figure()
+    axes.set_title("\u1d81")
+    assert common.make_drawable(figure) == set()
 
 
 # ---- explorer.html --------------------------------------------------------------------------------------------------
