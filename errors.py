@@ -189,8 +189,8 @@ def tag_samples(predictions: pd.DataFrame, task: dict[str, Any], train: pd.DataF
     # Confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70, section 3.2) looks for wrong labels where the given
     # label's probability is lowest; of ten well-known test sets 3.3 % of the labels were found to be wrong (Northcutt,
     # Athalye & Mueller 2021, https://arxiv.org/abs/2103.14749).
-    gold_confidence = predictions["gold_confidence"]
-    tags["suspect gold label"] = (gold_confidence <= gold_confidence.quantile(0.05)) & ~predictions["correct"]
+    ranks = predictions["gold_confidence"].rank(pct=True, method="max")  # max: no tie counts that is longer than 5 %
+    tags["suspect gold label"] = (ranks <= 0.05) & ~predictions["correct"]
     tags["high confidence"] = predictions["confidence"] >= 0.9
     return pd.DataFrame({name: np.asarray(holds, dtype=bool) for name, holds in tags.items()})
 

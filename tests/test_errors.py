@@ -124,7 +124,7 @@ def test_the_sheet_of_a_small_run(tmp_path, capsys):
     assert list(sheet.columns) == errors.SHEET_COLUMNS
     assert sheet.to_numpy().tolist() == [
         ["test-000000", "=never\n“x”", "bad", "good", "0.9877", "0.0123", "0.9753", "FP of good",
-         "very long | negation | suspect gold label | high confidence", "", "", "", ""],
+         "very long | negation | high confidence", "", "", "", ""],
         ["test-000001", "-5", "good", "bad", "0.5", "0.5", "0", "FN of good",
          "very short", "", "", "", ""]]
     raw = (tmp_path / "errors.csv").read_bytes().decode("utf-8-sig")
@@ -156,6 +156,18 @@ def test_tags_of_pairs_and_of_training_texts():
     assert not {"unseen words", "near-duplicate in train"} & set(without.columns)
     assert set(tags.columns) - set(numbers.columns) == {"near-duplicate in train"}
     assert not tags["suspect gold label"].any() and all(name in errors.CODEBOOK for name in tags.columns)
+
+
+def test_the_lowest_twentieth_of_gold_confidences_is_suspect_where_wrong():
+    rows = [prediction(i, "bad", "good" if i in (3, 4, 7) else "bad", 0.9 - i / 100) for i in range(40)]
+    table = pd.DataFrame(rows).assign(gold_confidence=[i / 100 for i in range(40, 0, -1)])
+    table.loc[[3, 7], "gold_confidence"] = 0.001, 0.002  # of 40, the lowest two; the right 38 and 39 come next
+    assert errors.tag_samples(table, TASK, None)["suspect gold label"].to_numpy().nonzero()[0].tolist() == [3, 7]
+    table["gold_confidence"] = [0.0] * 3 + [0.5] * 37  # three alike are more than a twentieth
+    table["correct"] = False
+    assert not errors.tag_samples(table, TASK, None)["suspect gold label"].any()
+    table["correct"], table["gold_confidence"] = False, math.nan
+    assert not errors.tag_samples(table, TASK, None)["suspect gold label"].any()
 
 
 @pytest.mark.parametrize(("gold", "predicted", "name"), [
