@@ -187,7 +187,7 @@ def tag_samples(predictions: pd.DataFrame, task: dict[str, Any], train: pd.DataF
             tags["near-duplicate in train"] = other_label_in_train(
                 words, predictions["gold"], train_words, train["label"])
     # Confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70, section 3.2) looks for wrong labels where the given
-    # label's probability is lowest; of ten well-known test sets 3.3 % of the labels were found to be wrong (Northcutt,
+    # label's probability is lowest; ten well-known test sets have 3.3 % of wrong labels on average, or more (Northcutt,
     # Athalye & Mueller 2021, https://arxiv.org/abs/2103.14749).
     ranks = predictions["gold_confidence"].rank(pct=True, method="max")  # max: no tie counts that is longer than 5 %
     tags["suspect gold label"] = (ranks <= 0.05) & ~predictions["correct"]
