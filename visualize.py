@@ -319,7 +319,7 @@ def draw_embeddings(folder: Path, run: dict[str, Any], args: argparse.Namespace)
         points["x"], points["y"] = xy.T
         write_csv(folder / f"embedding_{method}.csv", points[EMBEDDING_COLUMNS])
         figure, axes = new_figure(6, 5)
-        scatter(axes, points)
+        scatter(axes, points, size=float(np.clip(18_000 / len(points), 6, 18)))  # thousands of errors cover the rest
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
         if method == "tsne":  # its axes have no unit, and the label is a footnote
             axes.set(xticks=[], yticks=[])
@@ -384,7 +384,7 @@ def draw_epochs(folder: Path, run: dict[str, Any]) -> None:
 # ---- The figures ----------------------------------------------------------------------------------------------------
 
 
-def scatter(axes: Any, points: pd.DataFrame, size: float = 18) -> None:
+def scatter(axes: Any, points: pd.DataFrame, size: float) -> None:
     """Draw the points by their columns x, y, color and marker, the crosses of wrong samples last and larger."""
     for marker in sorted(points["marker"].unique(), key=lambda marker: marker == WRONG_MARKER):
         part = points[points["marker"] == marker]
