@@ -35,6 +35,7 @@ import string
 import sys
 import tarfile
 import tempfile
+import textwrap
 import time
 import tomllib
 import urllib.request
@@ -926,6 +927,11 @@ class Kind:
         """What predict() needs of the outputs, a float32 tensor on the device: the logits, (batch, outputs)."""
         return outputs["logits"].float()
 
+    def vectors_are(self, layer: str) -> str:
+        """What head_vectors() gives, in words; `layer` names the head's last linear layer, `score` in decoders."""
+        which = "last tokens'" if layer == "score" else "pooled"
+        return f"{which} vectors, the input of {layer}"
+
     def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         """The vector that the head reads, (batch, hidden size): GPT-2 and Llama read each text's last real token."""
         if hidden.ndim == 2:
@@ -977,6 +983,10 @@ class Kind:
     def picture_groups(self, table: pd.DataFrame, _task: dict[str, Any]) -> pd.Series:
         """What colour and shape stand for in pictures, per row of predictions.csv: the gold label."""
         return table["gold"]
+
+    def error_class(self, error_type: str) -> str:
+        """What error types are drawn and counted by: the type itself."""
+        return error_type
 
     def baselines(self, train: pd.DataFrame, test: pd.DataFrame, task: dict[str, Any]) -> dict[str, pd.DataFrame]:
         """What simple models that learn from `train` in seconds predict for `test`, by their names: a floor for ours.
@@ -1207,9 +1217,13 @@ class Regression(Kind):
         return {"mean": judged(test, numbers.mean()), "tfidf + ridge": judged(test, predicted)}
 
     def error_types(self, wrong: pd.DataFrame, _task: dict[str, Any]) -> list[str]:
-        """over or under; by how much stands in abs_error."""
-        too_high = wrong["predicted"].astype("float64") > wrong["gold"].astype("float64")
-        return ["over" if over else "under" for over in too_high]
+        """`over by 1.5` or `under by 1.5`."""
+        errors = wrong["predicted"].astype("float64") - wrong["gold"].astype("float64")
+        return [f"{'over' if error > 0 else 'under'} by {abs(error):.3g}" for error in errors]
+
+    def error_class(self, error_type: str) -> str:
+        """over or under."""
+        return error_type.split()[0]
 
 
 class Multilabel(Kind):
@@ -1348,6 +1362,10 @@ class MultipleChoice(Classification):
             seconds += [option + (rest[0] if rest else "") for option in options]
         encoded = tokenize(tokenizer, firsts, seconds, max_length)
         return TokenDataset(encoded, self.targets(table, task), pad_values(tokenizer), len(task["options"]))
+
+    def vectors_are(self, layer: str) -> str:
+        """As of one text, of each option."""
+        return f"options' {super().vectors_are(layer)}"
 
     def head_vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         """The head reads one vector per option, (batch * options, size): they stand side by side in one row."""
@@ -1492,6 +1510,10 @@ class Span(Kind):
         import torch
 
         return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1).float()
+
+    def vectors_are(self, layer: str) -> str:
+        """The head reads one per token: the first stands for the question and its context."""
+        return f"first tokens' vectors, the input of {layer}"
 
     def head_vectors(self, hidden: Any, _inputs: dict[str, Any]) -> Any:
         """The first token's vector, from which "no answer" is read, (batch, hidden size)."""
@@ -3666,6 +3688,12 @@ def new_figure(width: float = 6.0, height: float = 4.0, **subplots: Any) -> tupl
     return plt.subplots(figsize=(width, height), layout="constrained", **subplots)
 
 
+def set_title(figure: Any, lines: Iterable[str]) -> None:
+    """Put `lines` above the axes of `figure`; those that are too long for six inches go on in the next."""
+    wrapped = [textwrap.fill(line, 90, break_on_hyphens=False) for line in lines]  # a model's name stays in one piece
+    figure.suptitle("\n".join(wrapped), fontsize=9)
+
+
 def figure_note(run: dict[str, Any], evaluated: int | None = None) -> str:
     """What every figure of a run has to say: that its rows are samples, that a part was evaluated; "" where neither."""
     notes = ["sample rows: figures mean nothing"] if run["sample"] else []
@@ -3688,16 +3716,40 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def make_drawable(figure: Any) -> set[str]:
     """Give every text of `figure` the fallback fonts and replace the characters that none of them has; return these."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
     from matplotlib.text import Text
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    ticks = [[label.get_text() for label in axis.get_ticklabels()] for axis in axes]
+    wanted = set("".join([*chain.from_iterable(ticks), *(text.get_text() for text in figure.findobj(Text))]))
+    families, drawable = find_fonts()
+    if wanted - drawable:
+        add_new_fonts()
+        families, drawable = find_fonts()
+    replaced = str.maketrans(dict.fromkeys(wanted - drawable, PLACEHOLDER))
+    for axis, labels in zip(axes, ticks, strict=True):
+        if set("".join(labels)) - drawable:  # drawing sets the texts of ticks anew
+            axis.set_ticks(axis.get_ticklocs(), [label.translate(replaced) for label in labels])
+    for text in figure.findobj(Text):
+        text.set_text(text.get_text().translate(replaced))
+        text.set_fontfamily(families)
+    return wanted - drawable
+
+
+def find_fonts() -> tuple[list[str], set[str]]:
+    """The families to draw with, matplotlib's own first, and the characters that they have."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     installed = set(fontManager.get_font_names())
     families = ["DejaVu Sans", *(family for family in FALLBACK_FONTS if family in installed)]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
-    drawable = {"\n"}.union(*({chr(code) for code in font.get_charmap()} for font in fonts))
-    missing = set()
-    for text in figure.findobj(Text):
-        missing |= set(text.get_text()) - drawable
-        text.set_text("".join(character if character in drawable else PLACEHOLDER for character in text.get_text()))
-        text.set_fontfamily(families)
-    return missing
+    return families, {"\n"}.union(*({chr(code) for code in font.get_charmap()} for font in fonts))
+
+
+def add_new_fonts() -> None:
+    """Tell matplotlib, which keeps a list of the fonts of its first day, of those that were installed since."""
+    from matplotlib import font_manager
+
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in sorted(set(font_manager.findSystemFonts()) - known):
+        with contextlib.suppress(OSError, RuntimeError):  # a file that is no font; matplotlib passes over it as well
+            font_manager.fontManager.addfont(path)

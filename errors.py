@@ -37,13 +37,14 @@ from common import (
     read_csv,
     read_predictions,
     save_figure,
+    set_title,
     stratified_rows,
     text_columns,
     unescape_formula,
     write_atomically,
     write_csv,
 )
-from visualize import write_report
+from visualize import shorten, write_report
 
 # Columns of errors.csv. Those of COMPUTED are renewed by every call and llm_prediction is llm_compare.py's; all others
 # are a person's, and so is any column that they add. A second annotator adds cause_2 and solution_2.
@@ -93,9 +94,10 @@ leaves yours. Bring the sheet back as CSV in UTF-8, under its old name; .xlsx is
 - high overlap: 9 of 10 words of one text of a pair are in the other too
 - numbers differ: both texts of a pair hold numbers, but not the same ones
 - unseen words: 1 word of 5, or more, is not in the training texts
-- near-duplicate in train: a training text of the same words, but for one on either side, has another label
-- suspect gold label: the model is as sure of its wrong answer as it is on average where that answer is the gold label;
-  not in slices.csv, as no right sample can have it
+- near-duplicate in train: a training text of the same words, but for one on either side, has another label; left out
+  where labels are numbers
+- suspect gold label: wrong, and the gold label's probability is among the lowest 5 % of the evaluated samples; not in
+  slices.csv, as no right sample can have it
 - high confidence: the model gives its answer 0.9 or more
 
 ## confidence, gold_confidence, margin (which confidence they are)
@@ -117,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Write errors.csv, slices.csv, codebook.md and the rankings of a run; with --check, list what is missing."""
+    """Write errors.csv, tags.csv, slices.csv, codebook.md and the rankings; with --check, list what is missing."""
     args = build_parser().parse_args(argv)
     folder, run = find_run(args)
     hold(folder, shared=True)
@@ -129,18 +131,22 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"missing: {part}" for part in missing) or f"{folder}: nothing is missing")
         return 1 if missing else 0
 
-    tags = tag_samples(predictions, text_columns(task), read_train_texts(folder, text_columns(task)))
-    errors = wrong_samples(predictions, tags, task)
-    sheet = update_sheet(folder, errors, args.n, run["seed"])
+    tags = tag_samples(predictions, task, read_train_texts(folder, text_columns(task)))
+    predictions["auto_tags"] = [" | ".join(tags.columns[held]) for held in tags.to_numpy()]
+    write_csv(folder / "tags.csv", predictions[["id", "auto_tags"]])
+    errors = wrong_samples(predictions, task)
+    classes = errors["error_type"].map(KINDS[task["kind"]].error_class)
+    sheet = update_sheet(folder, errors, classes, args.n, run["seed"])
     write_slices(folder, predictions["correct"], tags)
-    note = f"; {note}" if (note := figure_note(run, len(predictions))) else ""
-    caption = f"{task['title']}; {run['model']}, seed {run['seed']}; {len(predictions)} samples{note}"
-    write_rankings(folder, errors, sheet, caption)
+    note = figure_note(run, len(predictions))
+    caption = f"{task['title']}\n{run['model']}, seed {run['seed']}; {note or f'{len(predictions):,} test examples'}"
+    write_rankings(folder, classes, sheet, caption)
     write_codebook(folder, confidence := confidence_note(folder, task))
     print(f"confidence: {confidence}")
     write_report(folder)
     how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
-    print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}{note}")
+    print(f"{folder / 'errors.csv'}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}"
+          + f"; {note}" * bool(note))
     return 0
 
 
@@ -157,8 +163,12 @@ def read_train_texts(folder: Path, columns: list[str]) -> pd.DataFrame | None:
     return read_csv(folder / "train_texts.csv", required=(*columns, "label"))
 
 
-def tag_samples(predictions: pd.DataFrame, columns: list[str], train: pd.DataFrame | None) -> pd.DataFrame:
-    """Which of TAGS hold for all samples, right and wrong: bool (samples, tags). Two fewer without `train`."""
+def tag_samples(predictions: pd.DataFrame, task: dict[str, Any], train: pd.DataFrame | None) -> pd.DataFrame:
+    """Which of the codebook's tags hold for all samples, right and wrong: bool (samples, tags).
+
+    Two fewer without `train`, one where labels are numbers: hardly two texts have the same.
+    """
+    columns = text_columns(task)
     texts = joined(predictions, columns)
     lengths = pd.Series(texts).str.len()
     tags = {"very long": lengths > lengths.quantile(0.95), "very short": lengths < lengths.quantile(0.05),
@@ -173,12 +183,14 @@ def tag_samples(predictions: pd.DataFrame, columns: list[str], train: pd.DataFra
         train_words = [words_of(text) for text in joined(train, columns)]
         vocabulary = set().union(*train_words)
         tags["unseen words"] = [len(unique - vocabulary) >= max(1, 0.2 * len(unique)) for unique in words]
-        tags["near-duplicate in train"] = other_label_in_train(words, predictions["gold"], train_words, train["label"])
-    # Northcutt, Jiang & Chuang 2021 (JAIR 70, section 3.1): a label's threshold is the mean confidence in it of the
-    # samples that have it; who is beyond the threshold of a label that is not the gold one is a suspect.
-    thresholds = predictions.groupby("gold")["gold_confidence"].mean()
-    beyond = predictions["confidence"] >= predictions["predicted"].map(thresholds).astype("float64")
-    tags["suspect gold label"] = beyond & ~predictions["correct"]
+        if not KINDS[task["kind"]].continuous:
+            tags["near-duplicate in train"] = other_label_in_train(
+                words, predictions["gold"], train_words, train["label"])
+    # Confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70, section 3.2) looks for wrong labels where the given
+    # label's probability is lowest; ten well-known test sets have 3.3 % of wrong labels on average, or more (Northcutt,
+    # Athalye & Mueller 2021, https://arxiv.org/abs/2103.14749).
+    ranks = predictions["gold_confidence"].rank(pct=True, method="max")  # max: no tie counts that is longer than 5 %
+    tags["suspect gold label"] = (ranks <= 0.05) & ~predictions["correct"]
     tags["high confidence"] = predictions["confidence"] >= 0.9
     return pd.DataFrame({name: np.asarray(holds, dtype=bool) for name, holds in tags.items()})
 
@@ -220,17 +232,15 @@ def other_label_in_train(words: list[set[str]], gold: pd.Series, train_words: li
             for sample, label in zip(samples, gold, strict=True)]
 
 
-def wrong_samples(predictions: pd.DataFrame, tags: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
+def wrong_samples(predictions: pd.DataFrame, task: dict[str, Any]) -> pd.DataFrame:
     """Every wrong sample as a row of the sheet: the columns COMPUTED, all text, numbers with four decimals at most."""
-    is_wrong = ~predictions["correct"].to_numpy()
-    wrong = predictions[is_wrong].reset_index(drop=True)
+    wrong = predictions[~predictions["correct"]].reset_index(drop=True)
     names = text_columns(task)
     inputs = joined(wrong, names) if len(names) == 1 else [
         "\n".join(f"{name}: {row[name]}" for name in names) for row in wrong[names].to_dict("records")]
-    rows = wrong[["id", "gold", "predicted"]].assign(
+    rows = wrong[["id", "gold", "predicted", "auto_tags"]].assign(
         input=[text if len(text) <= MAX_INPUT else f"{text[:MAX_INPUT]} [of {len(text)}]" for text in inputs],
         error_type=KINDS[task["kind"]].error_types(wrong, task),
-        auto_tags=[" | ".join(tags.columns[held]) for held in tags[is_wrong].to_numpy()],
         **{name: ["" if math.isnan(value) else f"{round(value, 4):g}" for value in wrong[name]] for name in NUMBERS})
     return rows[COMPUTED].astype(object)
 
@@ -240,16 +250,16 @@ def wrong_samples(predictions: pd.DataFrame, tags: pd.DataFrame, task: dict[str,
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw(error_types: pd.Series, n: int, seed: int, keep: set[int]) -> list[int]:
-    """Positions of n rows: error types in proportion, at least one of each where n allows, at random within a type.
+def draw(classes: pd.Series, n: int, seed: int, keep: set[int]) -> list[int]:
+    """Positions of n rows: classes in proportion, at least one of each where n allows, at random within a class.
 
-    All of `keep` are among them, in the place of others of their type: more than n rows if more than a type's share.
+    All of `keep` are among them, in the place of others of their class: more than n rows if more than a class's share.
     """
-    drawn = stratified_rows(error_types.to_numpy(), n, np.random.default_rng(seed))
+    drawn = stratified_rows(classes.to_numpy(), n, np.random.default_rng(seed))
     positions = set(keep)
-    for name in error_types.unique():
-        picked = [position for position in drawn if error_types[position] == name]
-        kept = [position for position in keep if error_types[position] == name]
+    for name in classes.unique():
+        picked = [position for position in drawn if classes[position] == name]
+        kept = [position for position in keep if classes[position] == name]
         others = [position for position in picked if position not in keep]
         positions.update(others[:max(0, len(picked) - len(kept))])
     return sorted(positions)
@@ -312,8 +322,8 @@ def column_name(cell: str) -> str:
     return name if name in {*SHEET_COLUMNS, *ANNOTATIONS} else cell.strip()
 
 
-def update_sheet(folder: Path, errors: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Write errors.csv, n of `errors` merged with the sheet that is there, and return it.
+def update_sheet(folder: Path, errors: pd.DataFrame, classes: pd.Series, n: int, seed: int) -> pd.DataFrame:
+    """Write errors.csv, n of `errors` drawn by `classes` and merged with the sheet that is there, and return it.
 
     A row that a person wrote in stays as long as its sample is wrong, then goes to errors_orphans.csv. Their order of
     rows stays too; the file as it was is kept as errors.backup.csv before their rows or our columns in it change.
@@ -330,7 +340,7 @@ def update_sheet(folder: Path, errors: pd.DataFrame, n: int, seed: int) -> pd.Da
     for row in [*np.flatnonzero(annotated), *np.flatnonzero(~annotated)]:  # of two rows for a sample theirs counts
         matched[row] = position_of.pop(keys[row], -1)
 
-    drawn = draw(errors["error_type"], n, seed, {*matched[annotated].tolist()} - {-1})
+    drawn = draw(classes, n, seed, {*matched[annotated].tolist()} - {-1})
     kept = old[[*theirs, "llm_prediction"]].set_axis(matched)[matched >= 0]
     order = [position for position in kept.index if position in drawn]
     order += [position for position in drawn if position not in kept.index]
@@ -398,7 +408,10 @@ def write_slices(folder: Path, correct: pd.Series, tags: pd.DataFrame) -> None:
         rows.append([name, *rates[0], *rates[1], fisher_p(*sides[0], *sides[1])])
     table = pd.DataFrame(rows, columns=["tag", *RATE_COLUMNS, "fisher_p"]).sort_values("fisher_p", kind="stable")
     write_csv(folder / "slices.csv", table)
-    for row in table[table["error_rate_inside"] > table["error_rate_outside"]].head(1).itertuples():
+    found = table[(table["error_rate_inside"] > table["error_rate_outside"]) & (table["fisher_p"] < 0.05)].head(1)
+    if found.empty:
+        print(f"slices.csv: {len(table)} tags; with none are errors clearly more frequent (Fisher p 0.05, uncorrected)")
+    for row in found.itertuples():
         print(f"slices.csv: {len(table)} tags; errors go most with {row.tag}: {row.errors_inside} of {row.n_inside} "
               f"wrong, {row.errors_outside} of {row.n_outside} without it (Fisher p {row.fisher_p:.2g}, uncorrected)")
 
@@ -408,10 +421,10 @@ def names_in(cell: str) -> dict[str, str]:
     return {fold(name): " ".join(name.split()) for name in cell.split("|") if name.strip()}
 
 
-def write_rankings(folder: Path, errors: pd.DataFrame, sheet: pd.DataFrame, caption: str) -> None:
-    """Rank the error types of all wrong samples, and the causes and solutions of the annotated ones."""
-    n = len(errors)
-    write_ranking(folder, "error_types", Counter(errors["error_type"]), n, n, f"Types of all {n} errors\n{caption}")
+def write_rankings(folder: Path, classes: pd.Series, sheet: pd.DataFrame, caption: str) -> None:
+    """Rank the classes of error of all wrong samples, and the causes and solutions of the annotated ones."""
+    n = len(classes)
+    write_ranking(folder, "error_types", Counter(classes), n, n, f"Types of all {n} errors\n{caption}")
     for column in ("cause", "solution"):
         cells = [names for names in map(names_in, sheet[column]) if names]
         spelling = {key: name for names in reversed(cells) for key, name in names.items()}  # the first one stands
@@ -441,10 +454,18 @@ def write_ranking(folder: Path, stem: str, counts: Counter[str], n_annotated: in
     draw_ranking(table, title, folder / f"{stem}.png")
 
 
+def on_two_lines(name: str, width: int = 34) -> str:
+    """`name` on at most two lines of `width` characters; a pair of labels is parted before its arrow."""
+    first, arrow, second = name.partition(" -> ")
+    if arrow and len(name) > width:
+        return f"{shorten(first, width)}\n-> {shorten(second, width - 3)}"
+    return textwrap.fill(name, width, max_lines=2, placeholder=" ...")
+
+
 def draw_ranking(table: pd.DataFrame, title: str, path: Path, n_bars: int = 15) -> None:
     """Draw the first `n_bars` rows of a ranking as horizontal bars, the most frequent on top."""
     shown = table.head(n_bars).iloc[::-1]
-    names = [textwrap.fill(name, 34, max_lines=2, placeholder=" ...") for name in shown["name"]]
+    names = [on_two_lines(name) for name in shown["name"]]
     share, low, high = (100 * shown[name].to_numpy() for name in ("share", "ci_low", "ci_high"))
     limit = 1.25 * high.max() + 5  # room for the counts beside the bars
     rows = range(len(shown))
@@ -459,7 +480,7 @@ def draw_ranking(table: pd.DataFrame, title: str, path: Path, n_bars: int = 15) 
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(limit, 100)])
     which = f"; the first {n_bars} of {len(table)}" if len(table) > n_bars else ""
     axes.set_xlabel(f"share in %, with its 95 % interval{which}")
-    figure.suptitle("\n".join(textwrap.fill(line, 72) for line in title.splitlines()), fontsize=9)
+    set_title(figure, title.splitlines())
     save_figure(figure, path)
 
 

@@ -360,7 +360,7 @@ def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) 
             "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
             "layers": config.num_hidden_layers, "revision": revision, "card": common.model_card(args.model, revision),
             "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
-            "vector": f"the input of {common.head_layer(model)[0]}, the head's last layer"},
+            "vector": KINDS[data.task["kind"]].vectors_are(common.head_layer(model)[0])},
         "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,
                      "processes": common.launched()[1]},
         "versions": common.versions()}

@@ -5,7 +5,7 @@
                                                     explorer.html, a page to look through the samples
     python visualize.py --dataset mrpc --runs DIR   draws the learning curve of the run in DIR over it
 
-embedding_epochs.png needs what train.py --keep-epochs keeps; the tags in explorer.html come from errors.csv.
+embedding_epochs.png needs what train.py --keep-epochs keeps; the tags in explorer.html come from errors.py.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import math
 import re
 import sys
-import textwrap
 import unicodedata
 import urllib.parse
 import zipfile
@@ -48,6 +47,7 @@ from common import (
     read_json,
     read_predictions,
     save_figure,
+    set_title,
     stratified_rows,
     text_columns,
     write_atomically,
@@ -120,7 +120,7 @@ def draw_learning_curve(folders: list[Path], path: Path) -> None:
     runs = [read_json(folder / "run.json") for folder in folders]
     colors = list(itertools.islice(itertools.cycle(PALETTE), len(runs)))
     figure, panels = new_figure(6, 5.5, nrows=2, sharex=True)
-    metrics = [draw_run(panels, folder, run["training"], color)
+    metrics = [draw_run(panels, folder, run, color)
                for folder, run, color in zip(folders, runs, colors, strict=True)]
     panels[0].set_ylabel("loss")
     panels[1].set_ylabel("\n".join(dict.fromkeys(metrics)))
@@ -139,12 +139,14 @@ def draw_learning_curve(folders: list[Path], path: Path) -> None:
     save(figure, path)
 
 
-def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: str) -> str:
+def draw_run(panels: np.ndarray, folder: Path, run: dict[str, Any], color: str) -> str:
     """Add the curves of one run to the two panels; return what the second one shows.
 
     The moving average of the training loss spans a twentieth of the rows of steps.csv. Training has one score, which
-    costs nothing to keep; where it is not the metric that chose the epoch, the name says so.
+    costs nothing to keep; where it is not the metric that chose the epoch, the name says so. It is left out where it
+    falls as the metric rises: a squared error.
     """
+    training, kind = run["training"], KINDS[run["task"]["kind"]]
     metric = training["metric"]
     steps = read_csv(folder / "steps.csv", ("epoch", "loss"), ("epoch", "loss"))
     history = read_csv(folder / "history.csv", ("epoch", "train_", "eval_"), ("epoch", "eval_loss", f"eval_{metric}"))
@@ -157,12 +159,13 @@ def draw_run(panels: np.ndarray, folder: Path, training: dict[str, Any], color: 
     for panel, column in zip(panels, ("eval_loss", f"eval_{metric}"), strict=True):
         panel.plot(history["epoch"], history[column], color=color, linestyle="--", marker="o", markersize=4)
         panel.plot(best["epoch"], best[column], color=color, linestyle="", **BEST_EPOCH)
-    scores = [name for name in history if name.startswith("train_") and name != "train_loss"]
+    scores = [name for name in history if name.startswith("train_") and name != "train_loss"
+              and kind.greater_is_better(name.removeprefix("train_")) == kind.greater_is_better(metric)]
     if not scores:
         return metric
     score = f"train_{metric}" if f"train_{metric}" in scores else scores[0]
     panels[1].plot(history["epoch"], history[score], color=color, marker="o", markersize=3)
-    return metric if score == f"train_{metric}" else f"{metric} (training: {score.removeprefix('train_')})"
+    return metric if score == f"train_{metric}" else f"{metric}\n(training: {score.removeprefix('train_')})"
 
 
 # ---- The points: which samples, which colour, which shape -----------------------------------------------------------
@@ -247,7 +250,7 @@ def add_looks(table: pd.DataFrame, task: dict[str, Any]) -> dict[str, tuple[str,
 
     wrong = table["correct"].eq(False)
     if KINDS[task["kind"]].continuous:
-        styles = {"sample": (GREY, "o"), "predicted on another step": (GREY, WRONG_MARKER)}
+        styles = {"predicted on the gold step": (GREY, "o"), "predicted on another step": (GREY, WRONG_MARKER)}
         table["legend"] = np.where(wrong, *reversed(styles))
         rgb = error_colors(table["gold"].to_numpy(float), table["predicted"].to_numpy(float))
     else:
@@ -269,6 +272,8 @@ def why_not_projectable(vectors: np.ndarray) -> str:
     """The reason why (n, hidden) vectors have no picture in two dimensions; empty where they have one."""
     if len(vectors) < MIN_POINTS:
         return f"there are {len(vectors)} samples, and a projection needs {MIN_POINTS}"
+    if vectors.shape[1] < 2:
+        return "the hidden states have one dimension"
     if not np.isfinite(vectors).all():
         return "the hidden states hold NaN or infinite values"
     if (vectors == vectors[0]).all():
@@ -315,7 +320,7 @@ def draw_embeddings(folder: Path, run: dict[str, Any], args: argparse.Namespace)
         points["x"], points["y"] = xy.T
         write_csv(folder / f"embedding_{method}.csv", points[EMBEDDING_COLUMNS])
         figure, axes = new_figure(6, 5)
-        scatter(axes, points)
+        scatter(axes, points, size=float(np.clip(18_000 / len(points), 6, 18)))  # thousands of errors cover the rest
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
         if method == "tsne":  # its axes have no unit, and the label is a footnote
             axes.set(xticks=[], yticks=[])
@@ -359,24 +364,28 @@ def draw_epochs(folder: Path, run: dict[str, Any]) -> None:
     shown = epochs[np.unique(np.linspace(0, len(epochs) - 1, MAX_PANELS).round().astype(int))]
     columns = 2 if len(shown) == 4 else min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, panels = new_figure(6, 1.5 + 2 * rows, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = new_figure(6, 1.6 + 1.75 * rows, nrows=rows, ncols=columns, squeeze=False, sharex=True,
+                                sharey=True)
     for panel, epoch in itertools.zip_longest(panels.flat, shown):
         if epoch is None:
             panel.remove()
             continue
-        scatter(panel, points[points["epoch"] == epoch], size=8)
-        panel.set_title(f"epoch {epoch}" if epoch else "before training", fontsize=9)
-    panels[-1, 0].set_xlabel(axis_labels[0], fontsize=8)
-    panels[-1, 0].set_ylabel(axis_labels[1], fontsize=8)
+        part = points[points["epoch"] == epoch]
+        scatter(panel, part, size=8)
+        when = f"epoch {epoch}" if epoch else "before training"
+        panel.set_title(f"{when}: {part['correct'].sum():,} of {len(part):,} right", fontsize=9)
+        panel.set_xlabel(axis_labels[0], fontsize=8)
+        panel.set_ylabel(axis_labels[1], fontsize=8)
+        panel.label_outer()
     last = points[points["epoch"] == shown[-1]]
-    finish_embedding(figure, run, f"{name} of all kept epochs together", last, last, styles, f" at epoch {shown[-1]}")
+    finish_embedding(figure, run, f"joint {name}", last, last, styles, f" at epoch {shown[-1]}")
     save(figure, path, f"{len(shown)} of {len(epochs)} kept epochs")
 
 
 # ---- The figures ----------------------------------------------------------------------------------------------------
 
 
-def scatter(axes: Any, points: pd.DataFrame, size: float = 18) -> None:
+def scatter(axes: Any, points: pd.DataFrame, size: float) -> None:
     """Draw the points by their columns x, y, color and marker, the crosses of wrong samples last and larger."""
     for marker in sorted(points["marker"].unique(), key=lambda marker: marker == WRONG_MARKER):
         part = points[points["marker"] == marker]
@@ -391,8 +400,8 @@ def finish_embedding(figure: Any, run: dict[str, Any], method: str, points: pd.D
     from matplotlib.colors import Normalize
     from matplotlib.lines import Line2D
 
-    of_test = None if when else len(table)  # kept epochs show validation examples
-    add_title(figure, [run], f"{method} of {run['model_info']['vector']}", of_test)
+    of_test, which = (None, "; validation examples") if when else (len(table), "")  # kept epochs are of these
+    add_title(figure, [run], f"{method} of {run['model_info']['vector']}{which}", of_test)
     legend = f"shown / total{when}; opacity = confidence"
     if KINDS[run["task"]["kind"]].continuous:
         gold = table["gold"].astype(float)
@@ -408,8 +417,10 @@ def finish_embedding(figure: Any, run: dict[str, Any], method: str, points: pd.D
 
 def add_legend(figure: Any, handles: list[Any], title: str | None = None) -> None:
     """Put the handles below the axes, in as many columns as fit the figure's width."""
-    inches_per_column = 0.5 + 0.065 * max(len(handle.get_label()) for handle in handles)  # at 8 points
-    columns = int(np.clip(figure.get_figwidth() // inches_per_column, 1, 4))
+    inches = [0.5 + 0.057 * sum(2 if unicodedata.east_asian_width(character) in "WF" else 1
+                                for character in handle.get_label()) for handle in handles]  # at 8 points
+    widths = {columns: sum(max(part, default=0) for part in np.array_split(inches, columns)) for columns in (2, 3, 4)}
+    columns = max((columns for columns, width in widths.items() if width <= figure.get_figwidth()), default=1)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, fontsize=8, title_fontsize=8)
 
 
@@ -417,9 +428,9 @@ def add_title(figure: Any, runs: list[dict[str, Any]], what: str, evaluated: int
     """Say above the axes what is drawn, of which runs, of how many `evaluated` test examples where not of all."""
     title = " / ".join(dict.fromkeys(run["task"]["title"] for run in runs))
     whose = f"{runs[0]['model']}, seed {runs[0]['seed']}" if len(runs) == 1 else f"{len(runs)} runs"
-    lines = [shorten(title, 140), f"{shorten(whose, 140)}: {what}"]
+    lines = [shorten(title, 140), shorten(whose, 140), what]
     lines += sorted({note for run in runs if (note := figure_note(run, evaluated))})
-    figure.suptitle("\n".join(textwrap.fill(line, 72) for line in lines), fontsize=9)
+    set_title(figure, lines)
 
 
 def save(figure: Any, path: Path, note: str = "") -> None:
@@ -432,16 +443,12 @@ def save(figure: Any, path: Path, note: str = "") -> None:
 
 
 def read_tags(folder: Path) -> dict[str, str]:
-    """{id: auto_tags} of errors.csv; empty, with a printed line, where it is missing or no longer plain CSV."""
-    if not (folder / "errors.csv").is_file():
+    """{id: auto_tags} of tags.csv; empty, with a printed line, where errors.py has not written it."""
+    if not (folder / "tags.csv").is_file():
         print("no tags in explorer.html: errors.py has not been run")
         return {}
-    try:
-        sheet = read_csv(folder / "errors.csv", required=("id", "auto_tags"))
-    except UserError as error:
-        print(f"no tags in explorer.html: {error}")
-        return {}
-    return dict(zip(sheet["id"], sheet["auto_tags"], strict=True))
+    table = read_csv(folder / "tags.csv", required=("id", "auto_tags"))
+    return dict(zip(table["id"], table["auto_tags"], strict=True))
 
 
 def write_explorer(folder: Path, run: dict[str, Any], points: pd.DataFrame, coordinates: dict[str, np.ndarray],
@@ -516,8 +523,8 @@ EXPLORER = """<!doctype html>
   <canvas id="plot" tabindex="0" role="application" aria-describedby="help" aria-label="scatter plot"></canvas>
   <dl id="details" aria-live="polite"></dl>
 </main>
-<p id="help">Point at a sample, or press an arrow key in the plot to go to the next one that way. The more opaque, the
-  more confident; where labels are numbers, the darker, the larger the error.</p>
+<p id="help">Point at a sample to read it, click to keep it, scroll to zoom; an arrow key in the plot goes to the next
+  one that way. The more opaque, the more confident; where labels are numbers, the darker, the larger the error.</p>
 <script type="application/json" id="data">DATA</script>
 <script>
 "use strict";
@@ -525,7 +532,7 @@ const element = id => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 const canvas = element("plot"), pen = canvas.getContext("2d");
 const margin = 14, radius = 5;
-let visible = [], places = [], chosen = null;
+let visible = [], places = [], chosen = null, kept = false, view = {scale: 1, x: 0, y: 0};
 
 function addOptions(id, names) {
   for (const name of names) element(id).add(new Option(name, name));
@@ -554,8 +561,9 @@ function draw() {
   const xy = data.methods[element("method").value];
   const range = values => [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
   const [left, right] = range(xy.map(place => place[0])), [bottom, top] = range(xy.map(place => place[1]));
-  places = xy.map(([x, y]) => [margin + (x - left) / (right - left || 1) * (width - 2 * margin),
-                               height - margin - (y - bottom) / (top - bottom || 1) * (height - 2 * margin)]);
+  places = xy.map(([x, y]) => [
+    view.x + view.scale * (margin + (x - left) / (right - left || 1) * (width - 2 * margin)),
+    view.y + view.scale * (height - margin - (y - bottom) / (top - bottom || 1) * (height - 2 * margin))]);
   for (const i of visible) {
     const [x, y] = places[i];
     pen.beginPath();
@@ -566,19 +574,21 @@ function draw() {
   if (chosen !== null) {
     pen.beginPath();
     pen.arc(...places[chosen], 2 * radius, 0, 2 * Math.PI);
-    pen.lineWidth = 2;
+    pen.lineWidth = kept ? 4 : 2;
     pen.stroke();
   }
 }
 
 function choose(index) {
   chosen = index;
+  kept = kept && index !== null;
   element("details").replaceChildren();
   if (index === null) return;
   const point = data.points[index];
   const rows = [["id", point.id], ["gold", point.gold], ["predicted", point.predicted],
                 ["right", point.correct ? "yes" : "no"], ["confidence", point.confidence ?? "none"],
-                ["tags", point.tags.join(", ") || "none"], ...Object.entries(point.texts)];
+                ...(element("tag").disabled ? [] : [["tags", point.tags.join(", ") || "none"]]),
+                ...Object.entries(point.texts)];
   for (const [name, value] of rows) {
     const term = document.createElement("dt"), text = document.createElement("dd");
     term.textContent = name;
@@ -592,13 +602,31 @@ function nearest(cost) {
   return best < Infinity ? visible[costs.indexOf(best)] : null;
 }
 
-canvas.addEventListener("pointermove", event => {
-  const found = nearest(i => {
+function pointedAt(event) {
+  return nearest(i => {
     const distance = Math.hypot(places[i][0] - event.offsetX, places[i][1] - event.offsetY);
     return distance < 3 * radius ? distance : Infinity;
   });
+}
+
+canvas.addEventListener("pointermove", event => {
+  const found = kept ? null : pointedAt(event);
   if (found !== null && found !== chosen) { choose(found); draw(); }
 });
+canvas.addEventListener("click", event => {
+  const found = pointedAt(event);
+  kept = found !== null;
+  choose(found);
+  draw();
+});
+canvas.addEventListener("wheel", event => {
+  const scale = Math.max(1, view.scale * Math.exp(-event.deltaY / 400)), change = scale / view.scale;
+  if (change === 1) return;  // all is in view: the page scrolls
+  event.preventDefault();
+  view = scale === 1 ? {scale, x: 0, y: 0} : {scale, x: event.offsetX - (event.offsetX - view.x) * change,
+                                              y: event.offsetY - (event.offsetY - view.y) * change};
+  draw();
+}, {passive: false});
 canvas.addEventListener("keydown", event => {
   const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
   if (!way) return;
@@ -1371,8 +1399,11 @@ def tell_states(files: RunFiles) -> Iterator[Any]:
                 "embedding_epochs.png": "Vectors of validation samples by epoch, in one PCA of all of them."}
     if any((files.folder / name).is_file() for name in pictures):
         yield Heading("Hidden states")
-        yield Text(f"Vectors are {files.find('model_info.vector') or 'what the head sees'}. Black crosses are wrongly "
-                   "predicted samples; the more opaque, the more confident the model.", [reference(*PAPERS["tsne"])])
+        looks = ("The colour is the gold value's; the darker, the larger the error."
+                 if KINDS[files.run["task"]["kind"]].continuous else
+                 "Black crosses are wrongly predicted samples; the more opaque, the more confident the model.")
+        yield Text(f"Shown are {files.find('model_info.vector') or 'the vectors that the head reads'}. {looks}",
+                   [reference(*PAPERS["tsne"])])
     for name, caption in pictures.items():
         yield Figure(name, caption)
 

@@ -1,8 +1,10 @@
 import csv
 import io
 import math
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +66,10 @@ def resave(path, delimiter=",", encoding="utf-8-sig", reverse=False, spell=str, 
     path.write_bytes(out.getvalue().encode(encoding))
 
 
+def update(folder, table, n, seed):
+    return errors.update_sheet(folder, table, table["error_type"], n, seed)
+
+
 def make_errors(numbers):
     """Rows of wrong samples, a third of them of a type of their own."""
     rows = [[f"test-{i}", f"“text” {i}", "bad", "good", "0.7", "0.3", "0.4", f"type {i % 3 == 0}", ""] for i in numbers]
@@ -118,9 +124,9 @@ def test_the_sheet_of_a_small_run(tmp_path, capsys):
     assert list(sheet.columns) == errors.SHEET_COLUMNS
     assert sheet.to_numpy().tolist() == [
         ["test-000000", "=never\n“x”", "bad", "good", "0.9877", "0.0123", "0.9753", "FP of good",
-         "very long | negation | suspect gold label | high confidence", "", "", "", ""],
+         "very long | negation | high confidence", "", "", "", ""],
         ["test-000001", "-5", "good", "bad", "0.5", "0.5", "0", "FN of good",
-         "very short | suspect gold label", "", "", "", ""]]
+         "very short", "", "", "", ""]]
     raw = (tmp_path / "errors.csv").read_bytes().decode("utf-8-sig")
     assert '"\'=never\n“x”",bad,good,0.9877' in raw and "test-000001,-5,good" in raw
     types = read_csv(tmp_path / "error_types.csv")[["rank", "name", "count", "share", "n_annotated", "n_errors"]]
@@ -140,27 +146,43 @@ def test_tags_of_pairs_and_of_training_texts():
     train = pd.DataFrame([{"first": f"Ten {ten}, y", "second": "zz", "label": "good"},
                           {"first": "a b", "second": "c e", "label": "good"},
                           {"first": "a B c d", "second": "in or 1999 3", "label": "bad"}])
-    tags = errors.tag_samples(table, ["first", "second"], train)
+    tags = errors.tag_samples(table, {**TASK, "text": ["first", "second"]}, train)
     assert tags["high overlap"].tolist() == [True, True, False, False, False]
     assert tags["numbers differ"].tolist() == [False, True, False, False, False]
     assert tags["unseen words"].tolist() == [False, True, False, False, False]
     assert tags["near-duplicate in train"].tolist() == [False, False, True, True, False]
-    assert not {"unseen words", "near-duplicate in train"} & set(errors.tag_samples(table, ["first"], None).columns)
+    without = errors.tag_samples(table, {**TASK, "text": ["first"]}, None)
+    numbers = errors.tag_samples(table, {**TASK, "text": ["first", "second"], "kind": "regression"}, train)
+    assert not {"unseen words", "near-duplicate in train"} & set(without.columns)
+    assert set(tags.columns) - set(numbers.columns) == {"near-duplicate in train"}
     assert not tags["suspect gold label"].any() and all(name in errors.CODEBOOK for name in tags.columns)
+
+
+def test_the_lowest_twentieth_of_gold_confidences_is_suspect_where_wrong():
+    rows = [prediction(i, "bad", "good" if i in (3, 4, 7) else "bad", 0.9 - i / 100) for i in range(40)]
+    table = pd.DataFrame(rows).assign(gold_confidence=[i / 100 for i in range(40, 0, -1)])
+    table.loc[[3, 7], "gold_confidence"] = 0.001, 0.002  # of 40, the lowest two; the right 38 and 39 come next
+    assert errors.tag_samples(table, TASK, None)["suspect gold label"].to_numpy().nonzero()[0].tolist() == [3, 7]
+    table["gold_confidence"] = [0.0] * 3 + [0.5] * 37  # three alike are more than a twentieth
+    table["correct"] = False
+    assert not errors.tag_samples(table, TASK, None)["suspect gold label"].any()
+    table["correct"], table["gold_confidence"] = False, math.nan
+    assert not errors.tag_samples(table, TASK, None)["suspect gold label"].any()
 
 
 @pytest.mark.parametrize(("gold", "predicted", "name"), [
     ("2.5", "-4.0", "over by 1.5"), ("in 1066", "", "missed answer"), ("a | b", "none", "missing a | b")])
 def test_every_kind_of_prediction_has_a_sheet(tmp_path, monkeypatch, gold, predicted, name):
     monkeypatch.setitem(errors.KINDS, "any", SimpleNamespace(
-        error_types=lambda wrong, task: [name] * len(wrong), confidence_is="", closed_set=False,
+        error_types=lambda wrong, task: [name] * len(wrong), error_class=lambda name: name.split()[0],
+        confidence_is="", continuous=True, closed_set=False,
         is_answer=lambda cells, task: pd.Series(True, cells.index)))
     row = prediction(0, gold, predicted, math.nan, "x" * 40_000, second="b", abs_error=1.5)
     make_run(tmp_path, [row], {**TASK, "kind": "any", "text": ["text", "second"]})
     assert run_errors(tmp_path) == 0
     assert errors.read_sheet(tmp_path / "errors.csv").iloc[0, 1:8].tolist() == [
         f"text: {'x' * 31_994} [of 40016]", gold, predicted, "", "", "", name]
-    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == [name]
+    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == [name.split()[0]]
 
 
 def test_the_sheet_says_which_confidence_it_shows(tmp_path, capsys):
@@ -196,7 +218,7 @@ def test_no_annotation_is_ever_lost(tmp_path_factory, runs, random):
     folder = tmp_path_factory.mktemp("run")
     notes = []
     for turn, (wrong, n, how) in enumerate(runs):
-        sheet = errors.update_sheet(folder, make_errors(sorted(wrong)), n, seed=turn)
+        sheet = update(folder, make_errors(sorted(wrong)), n, seed=turn)
         orphans = folder / "errors_orphans.csv"
         kept = sheet.to_csv() + (errors.read_sheet(orphans).to_csv() if orphans.is_file() else "")
         assert [note for note in notes if note not in kept] == []
@@ -208,13 +230,30 @@ def test_no_annotation_is_ever_lost(tmp_path_factory, runs, random):
             resave(folder / "errors.csv", **how)
 
 
+@given(st.lists(TEXTS, min_size=1, max_size=5), RESAVED, st.sampled_from([
+    lambda text: text.translate(str.maketrans("'\"", "’”")), lambda text: text.translate(errors.STRAIGHT_QUOTES),
+    lambda text: text.replace("\n", "\r\n") + " ", lambda text: text.replace(" ", "\u00a0").replace("-", "–"),
+    lambda text: re.sub("[a-z]", lambda letter: letter[0].upper(), text)]))
+@QUIET
+def test_notes_stay_with_their_samples_however_the_inputs_come_back(tmp_path_factory, texts, how, change):
+    folder, table = tmp_path_factory.mktemp("run"), make_errors(range(len(texts))).assign(input=texts)
+    sheet = update(folder, table, 20, seed=0)
+    notes = [f"note on {sample_id}" for sample_id in sheet["id"]]
+    fill_in(folder, notes=notes, input=sheet["input"].map(change))
+    resave(folder / "errors.csv", **how)
+    again = update(folder, table, 20, seed=0)
+    assert [again[name].tolist() for name in ("id", "input", "notes")] == [
+        sheet["id"].tolist(), sheet["input"].tolist(), notes]
+    assert not (folder / "errors_orphans.csv").exists()
+
+
 def annotated(folder, cell=str, **row):
     """The sheet of errors 0 to 3 after a person filled in `row` for error 1, and their file."""
-    errors.update_sheet(folder, make_errors(range(4)), 20, 0)
+    update(folder, make_errors(range(4)), 20, 0)
     fill_in(folder, **{name: ["", text, "", ""] for name, text in row.items()})
     resave(folder / "errors.csv", cell=cell)
     before = (folder / "errors.csv").read_bytes()
-    return errors.update_sheet(folder, make_errors(range(4)), 20, 0), before
+    return update(folder, make_errors(range(4)), 20, 0), before
 
 
 @pytest.mark.parametrize("changed", ['"text" {}', "'“text”\u00a0{} \r\n", "TEXT {}"])
@@ -229,17 +268,17 @@ def test_a_person_s_columns_stay_and_their_file_is_kept_before_it_changes(tmp_pa
     assert sheet.loc[1, ["mine", "cause_2", "llm_prediction"]].tolist() == ["=SUM(A1)", "c", "good"]
     assert (tmp_path / "errors.backup.csv").read_bytes() == before
     (tmp_path / "errors.backup.csv").unlink()
-    errors.update_sheet(tmp_path, make_errors(range(4)), 20, 0)
+    update(tmp_path, make_errors(range(4)), 20, 0)
     assert not (tmp_path / "errors.backup.csv").exists()
 
 
 def test_annotated_rows_stay_whatever_is_drawn_and_orphans_are_appended(tmp_path, capsys):
     annotated(tmp_path, cause="c")
-    sheet = errors.update_sheet(tmp_path, make_errors(range(1, 60)), 3, 7)
+    sheet = update(tmp_path, make_errors(range(1, 60)), 3, 7)
     assert len(sheet) == 3 and sheet["id"][0] == "test-1" and sheet["cause"][0] == "c"
-    errors.update_sheet(tmp_path, make_errors([5]), 3, 7)
+    update(tmp_path, make_errors([5]), 3, 7)
     fill_in(tmp_path, notes="n")
-    assert errors.update_sheet(tmp_path, make_errors([]), 3, 7).empty
+    assert update(tmp_path, make_errors([]), 3, 7).empty
     orphans = errors.read_sheet(tmp_path / "errors_orphans.csv")
     assert orphans[["id", "cause", "notes"]].to_numpy().tolist() == [["test-1", "c", ""], ["test-5", "", "n"]]
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -248,9 +287,9 @@ def test_annotated_rows_stay_whatever_is_drawn_and_orphans_are_appended(tmp_path
 
 def test_a_row_that_was_copied_and_the_true_of_excel(tmp_path):
     table = make_errors(range(2)).assign(gold="true", predicted="false")
-    sheet = errors.update_sheet(tmp_path, table, 20, 0).assign(llm_prediction="TRUE")
+    sheet = update(tmp_path, table, 20, 0).assign(llm_prediction="TRUE")
     write_csv(tmp_path / "errors.csv", pd.concat([sheet, sheet.assign(cause="c"), sheet.assign(cause="d")]))
-    sheet = errors.update_sheet(tmp_path, table, 20, 0)
+    sheet = update(tmp_path, table, 20, 0)
     assert sheet["cause"].tolist() == ["c", "c"] and sheet["llm_prediction"].tolist() == ["true", "true"]
     assert errors.read_sheet(tmp_path / "errors_orphans.csv")["cause"].tolist() == ["d", "d"]
 
@@ -330,6 +369,24 @@ def test_check_lists_what_is_missing_and_how_to_mend_it(tmp_path, capsys):
     (tmp_path / "report.tex").write_text("mine, but TO WRITE: the end. Later.")
     assert run_errors(tmp_path, "--check") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "missing: your text in report_notes.md: the end"
+
+
+def test_long_names_of_bars_take_two_lines():
+    assert errors.on_two_lines("a -> b") == "a -> b"
+    assert errors.on_two_lines("4. prejudiced discussions -> 2. derogation") == (
+        "4. prejudiced discussions\n-> 2. derogation")
+    assert errors.on_two_lines(f"{'x' * 40} -> {'y' * 40}") == f"{'x' * 33}…\n-> {'y' * 30}…"
+    assert errors.on_two_lines("one two three " * 9).count("\n") == 1
+
+
+def test_names_of_bars_that_no_font_can_draw_are_replaced_and_named(tmp_path, capsys):
+    make_run(tmp_path, [prediction(i, "\U0001242b", "$x_1$") for i in range(3)],
+             {**TASK, "labels": ["a", "\U0001242b", "$x_1$"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_errors(tmp_path) == 0
+    assert "error_types.png: 1 characters that no installed font has are drawn as □: U+1242B" in capsys.readouterr().out
+    assert read_csv(tmp_path / "error_types.csv")["name"].tolist() == ["\U0001242b -> $x_1$"]
 
 
 def test_no_errors_at_all_and_a_codebook_that_a_person_changed(tmp_path, capsys):

@@ -197,7 +197,9 @@ class TestRegression:
             "impolite", "impolite", "neutral", "neutral", "neutral", "very polite"]
         assert predictions["abs_error"].tolist() == [0.5, 0.5, 0.25, 0.25, 0.5, 1.5]
         wrong = predictions[~predictions["correct"]].astype({"gold": str, "predicted": str})  # as from predictions.csv
-        assert self.kind.error_types(wrong, task) == ["over", "under", "under"]
+        types = self.kind.error_types(wrong, task)
+        assert types == ["over by 0.5", "under by 0.25", "under by 0.5"]
+        assert [self.kind.error_class(name) for name in types] == ["over", "under", "under"]
         assert self.kind.confusion(predictions, task)["neutral"].tolist() == [0, 0, 1, 2, 0]
         assert self.kind.steps([0.1, 0.9], task | {"edges": [-1, 0, 0.5, 0.8]}).tolist() == ["neutral", "very polite"]
 

@@ -71,6 +71,17 @@ def test_vector_is_what_the_last_layer_of_the_head_sees(family):
     np.testing.assert_allclose(again, logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_are_named_after_what_the_head_reads(family):
+    """A head that is applied to every token reads the last one's vector, any other a pooled one."""
+    model, rows, kind, seen = make_family(family), make_rows(), common.KINDS["classification"], []
+    name, layer = common.head_layer(model)
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].ndim))
+    run(model, rows.collate([rows[0]]), kind)
+    which = "pooled" if seen == [2] else "last tokens'"
+    assert kind.vectors_are(name) == f"{which} vectors, the input of {name}"
+
+
 def test_prediction_keeps_the_order_of_the_data_set():
     model, rows, kind = make_family("Bert"), make_rows(), common.KINDS["classification"]
     outputs = common.predict(model, rows, kind, batch_size=7, precision="fp32")

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common
+import errors
 import visualize
 from common import read_csv, write_csv, write_json
 
@@ -128,8 +129,8 @@ def test_legend_title_and_csv_of_a_part_of_the_correct_samples(tmp_path, figures
         table = read_csv(tmp_path / f"{name}.csv")
         assert len(table) == 8 and {"test-1", "test-9"} <= set(table["id"])
         assert "sample rows: figures mean nothing" in figures[f"{name}.png"].get_suptitle()
-    title = " ".join(figures["embedding_tsne.png"].get_suptitle().split())
-    assert "Toy task tiny/bert, seed 7: t-SNE (perplexity 2.33, seed 7) of the [CLS] vector" in title
+    title = figures["embedding_tsne.png"].get_suptitle().splitlines()
+    assert title[:3] == ["Toy task", "tiny/bert, seed 7", "t-SNE (perplexity 2.33, seed 7) of the [CLS] vector"]
     assert "carry no meaning" in figures["embedding_tsne.png"].axes[0].get_xlabel()
 
 
@@ -219,7 +220,8 @@ def test_epochs_share_one_projection_and_its_axes(tmp_path, figures):
     expected, _ = principal_components(vectors.reshape(9, 6))
     np.testing.assert_allclose(np.abs(table[["x", "y"]]), np.abs(expected), atol=1e-5)
     figure = figures["embedding_epochs.png"]
-    assert [panel.get_title() for panel in figure.axes] == ["before training", "epoch 1", "epoch 5"]
+    assert [panel.get_title() for panel in figure.axes] == [
+        "before training: 2 of 3 right", "epoch 1: 2 of 3 right", "epoch 5: 3 of 3 right"]
     assert len({(panel.get_xlim(), panel.get_ylim()) for panel in figure.axes}) == 1
     assert legend_of(figure) == ["yes: 1 / 1", "no: 2 / 2", "wrongly predicted: 0 / 0"]
 
@@ -230,9 +232,9 @@ def test_six_epochs_are_shown_of_eleven_and_regression_has_no_wrong_ones(tmp_pat
     write_epochs(tmp_path, list(range(11)), ["1.0", "2.0"], [["1.0", "3.0"]] * 11)
     visualize.main(["--run", str(tmp_path), "--method", "pca"])
     figure = figures["embedding_epochs.png"]
-    titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
+    titles = [panel.get_title().split(":")[0] for panel in figure.axes if panel.get_title()]
     assert titles == ["before training", "epoch 2", "epoch 4", "epoch 6", "epoch 8", "epoch 10"]
-    assert legend_of(figure) == ["sample: 1 / 1", "predicted on another step: 1 / 1"]
+    assert legend_of(figure) == ["predicted on the gold step: 1 / 1", "predicted on another step: 1 / 1"]
     table = read_csv(tmp_path / "embedding_epochs.csv")
     assert len(table) == 22
     assert figures["embedding_pca.png"].axes[1].get_ylabel() == "gold value"
@@ -251,8 +253,21 @@ def test_learning_curve_of_two_runs(tmp_path, figures):
     assert evaluation.get_xydata().tolist() == [[1, 0.5], [2, 0.45]] and star.get_xydata().tolist() == [[2, 0.45]]
     assert [line.get_ydata().tolist() for line in metric.lines] == [
         [0.72, 0.78], [0.78], [0.7, 0.8], [0.6, 0.65], [0.6], [0.7, 0.8]]
-    assert metric.get_ylabel() == "accuracy\nf1 (training: accuracy)"
+    assert metric.get_ylabel() == "accuracy\nf1\n(training: accuracy)"
     assert legend_of(figures["learning_curve.png"])[4:] == ["toy, tiny/bert, seed 7", "toy, tiny/bert, seed 8"]
+
+
+def test_a_squared_error_is_not_drawn_beside_a_correlation(tmp_path, figures):
+    write_run(tmp_path, kind="regression")
+    run = json.loads((tmp_path / "run.json").read_text())
+    write_json(tmp_path / "run.json", {**run, "training": {"best_epoch": 2, "metric": "pearson"}})
+    write_csv(tmp_path / "history.csv", pd.DataFrame({
+        "epoch": [1.0, 2.0], "train_loss": [0.6, 0.4], "train_mse": [0.6, 0.4], "eval_loss": [0.5, 0.4],
+        "eval_pearson": [0.7, 0.8]}))
+    visualize.draw_learning_curve([tmp_path], tmp_path / "learning_curve.png")
+    metric = figures["learning_curve.png"].axes[1]
+    assert [line.get_ydata().tolist() for line in metric.lines] == [[0.7, 0.8], [0.8]]
+    assert metric.get_ylabel() == "pearson"
 
 
 # ---- What is too little, broken or hostile --------------------------------------------------------------------------
@@ -260,6 +275,7 @@ def test_learning_curve_of_two_runs(tmp_path, figures):
 
 @pytest.mark.parametrize(("run", "message"), [
     ({"gold": ["a"] * 4, "predicted": ["a"] * 4, "confidence": [1.0] * 4}, "there are 4 samples, and a projection"),
+    ({"vectors": np.arange(12.0)[:, None]}, "the hidden states have one dimension"),
     ({"vectors": np.ones((12, 6))}, "the hidden states of all samples are the same"),
     ({"vectors": np.full((12, 6), np.nan)}, "NaN or infinite")])
 def test_nothing_to_project_is_one_line(tmp_path, figures, capsys, run, message):
@@ -312,6 +328,19 @@ def test_a_fallback_font_draws_what_the_first_lacks(monkeypatch):
         figure.canvas.draw()
 
 
+def test_a_font_that_was_installed_later_is_found(monkeypatch):
+    from matplotlib import font_manager
+
+    fonts = font_manager.fontManager.ttflist
+    stix = next(font for font in fonts if font.fname.endswith("STIXGeneral.ttf"))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in fonts if font.name != stix.name])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [stix.fname, __file__])
+    monkeypatch.setattr(common, "FALLBACK_FONTS", (stix.name,))
+    figure, axes = visualize.new_figure()
+    axes.set_title("\u1d81")
+    assert common.make_drawable(figure) == set()
+
+
 # ---- explorer.html --------------------------------------------------------------------------------------------------
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \ud800 'quoted\" <!--"
@@ -327,7 +356,7 @@ def test_script_text_is_the_data_and_cannot_end_its_script(text):
 def hostile_explorer(folder):
     write_run(folder, columns={"text": [HOSTILE] * 12, "x": ["second"] * 12}, labels=["no", "yes"], positive="yes")
     tags = pd.DataFrame({"id": ["test-1", "test-9"], "auto_tags": ["negation | <b>", "negation"]})
-    write_csv(folder / "errors.csv", tags)
+    write_csv(folder / "tags.csv", tags)
     assert visualize.main(["--run", str(folder), "--method", "pca"]) == 0
     return folder / "explorer.html"
 
@@ -345,11 +374,14 @@ def test_explorer_holds_the_samples_and_reaches_for_nothing(tmp_path):
     assert "innerHTML" not in page and page.count("<img") == 0
 
 
-def test_a_sheet_that_is_no_plain_csv_costs_the_tags_alone(tmp_path, figures, capsys):
-    write_run(tmp_path)
-    (tmp_path / "errors.csv").write_text("id;auto_tags\ntest-1;negation\n")
+def test_tags_of_right_and_wrong_samples_are_in_the_page(tmp_path, figures, capsys):
+    write_run(tmp_path, columns={"text": ["never" if row in (0, 1) else f"text {row}" for row in range(12)]})
     assert visualize.main(["--run", str(tmp_path), "--method", "pca"]) == 0
-    assert "no tags in explorer.html" in capsys.readouterr().out and (tmp_path / "explorer.html").exists()
+    assert "no tags in explorer.html: errors.py has not been run" in capsys.readouterr().out
+    assert errors.main(["--run", str(tmp_path)]) == visualize.main(["--run", str(tmp_path), "--method", "pca"]) == 0
+    page = (tmp_path / "explorer.html").read_text(encoding="utf-8")
+    points = json.loads(re.search(r'id="data">(.*)</script>\n<script>', page)[1])["points"]
+    assert [row for row, point in enumerate(points) if "negation" in point["tags"]] == [0, 1]  # 0 is right, 1 wrong
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -357,7 +389,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 def test_explorer_in_a_browser(tmp_path):
-    """Go by key to the rightmost, the topmost and, filtered, the only point: the page shows the data, as text."""
+    """Go by key to the rightmost, the topmost and, filtered, the only point: the page shows the data, as text.
+
+    Between, zoom in at the leftmost point, which stays under the pointer, and click it: it is kept.
+    """
     page = tmp_path / "tried.html"
     page.write_text(hostile_explorer(tmp_path).read_text(encoding="utf-8") + """<script>
       document.title = [...element("group").options, ...element("tag").options].map(option => option.value).join(",");
@@ -366,6 +401,13 @@ def test_explorer_in_a_browser(tmp_path):
         for (let i = 0; i < 12; i++) press(key);
         document.title += "," + document.querySelector("dd").textContent;
       }
+      const box = canvas.getBoundingClientRect(), left = nearest(i => places[i][0]), other = chosen;
+      const spot = i => ({clientX: box.left + 1 + places[i][0], clientY: box.top + 1 + places[i][1]});
+      const where = spot(left);
+      canvas.dispatchEvent(new WheelEvent("wheel", {...where, deltaY: -400}));
+      canvas.dispatchEvent(new MouseEvent("click", where));
+      canvas.dispatchEvent(new MouseEvent("pointermove", spot(other)));
+      document.title += `,${document.querySelector("dd").textContent},${view.scale.toFixed(2)}`;
       element("outcome").value = "wrong";
       element("tag").value = "<b>";
       element("tag").dispatchEvent(new Event("change", {bubbles: true}));
@@ -377,7 +419,8 @@ def test_explorer_in_a_browser(tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     table = read_csv(tmp_path / "embedding_pca.csv", ["x", "y"])
     rightmost, topmost = (table["id"][table[axis].idxmax()] for axis in "xy")
-    assert f"<title>,no,yes,,&lt;b&gt;,negation,{rightmost},{topmost}</title>" in dom
+    leftmost = table["id"][table["x"].idxmin()]
+    assert f"<title>,no,yes,,&lt;b&gt;,negation,{rightmost},{topmost},{leftmost},2.72</title>" in dom
     assert "1 of 12 samples, 1 of them wrong" in dom
     assert "<dt>id</dt><dd>test-1</dd><dt>gold</dt><dd>yes</dd><dt>predicted</dt><dd>no</dd>" in dom
     assert "<dd>&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; &amp; " in dom and "<img" not in dom
