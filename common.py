@@ -794,7 +794,7 @@ class TokenDataset:
         pads: input name -> the value that fills it up to the batch's longest sequence.
         sequences: sequences per example (2 options of a multiple-choice question: 2).
 
-    `window` is what LengthGroupedOrder takes; `lengths` are tokens, (examples,): the longest sequence of each.
+    `window` is what LengthGroupedBatches takes; `lengths` are tokens, (examples,): the longest sequence of each.
     """
 
     window = 50
