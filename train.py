@@ -461,10 +461,10 @@ def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seco
         "tuned": {name: float(history[f"eval_{name}"][best]) for name in KINDS[run["task"]["kind"]].tuned}}
     common.write_json(folder / "run.json", run)
     draw_learning_curve([folder], folder / "learning_curve.png")
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
     run["finished"] = datetime.datetime.now().isoformat(timespec="microseconds")
     common.write_json(folder / "run.json", run)
+    for path in folder.glob("checkpoint-*"):  # not before: a run killed here would have nothing to go on from
+        shutil.rmtree(path)
     write_report(folder)
     print(f"best epoch: {run['training']['best_epoch']:g}, {metric} {scores[best]:.4f} on validation; "
           f"{run['training']['seconds'] / 60:.1f} min of training; written to {folder}")

@@ -232,6 +232,44 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     assert (whole / "model" / "model.safetensors").read_bytes() == (part / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(("name", "times", "said"), [
+    ("SIGINT", 1, "stopped by SIGINT at step 4 of 10, checkpoint saved; go on with the same command and --resume"),
+    ("SIGTERM", 1, "stopped by SIGTERM at step 4 of 10, checkpoint saved; go on with the same command and --resume"),
+    ("SIGINT", 2, "stopped")])
+def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, monkeypatch, capsys, name, times, said):
+    def send(self, _args, state, _control, **_):
+        for _ in range(times if state.global_step == 3 else 0):
+            signal.raise_signal(signal.Signals[name])
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(common.RunLog, "on_step_begin", send)
+    assert train.main([*TRAIN, "--run", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": {said}")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"] * (times == 1)
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_run_that_is_killed_at_its_very_end_goes_on(tmp_path, monkeypatch):
+    """Before model/ is written, after it, and before the run is called finished: no epoch is trained again."""
+    whole = tmp_path / "whole"
+    assert train.main([*TRAIN, "--run", str(whole)]) == 0
+    for place, is_there in (("train.finish", lambda *_: True), ("train.draw_learning_curve", lambda *_: True),
+                            ("common.write_json", lambda _path, content: content.get("finished"))):
+        def kill(*given, is_there=is_there, write=common.write_json):
+            if is_there(*given):
+                raise KeyboardInterrupt
+            write(*given)
+
+        part = tmp_path / place
+        with monkeypatch.context() as patch:
+            patch.setattr(place, kill)
+            assert train.main([*TRAIN, "--run", str(part)]) == 130
+        assert train.main([*TRAIN, "--run", str(part), "--resume"]) == 0
+        for name in ("model/model.safetensors", "steps.csv"):
+            assert (whole / name).read_bytes() == (part / name).read_bytes()
+        assert {path.name for path in whole.iterdir()} == {path.name for path in part.iterdir()}
+
+
 def stop_at(monkeypatch, step):
     """Have the next training stop after that step, as a signal would."""
     def told(self, _args, _control):
