@@ -768,12 +768,13 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     whole = []
     for checkpoint in found:
-        marker = checkpoint / COMPLETE
-        sizes = read_json(marker) if marker.is_file() else {}
+        sizes = {}
+        with contextlib.suppress(UserError, FileNotFoundError):  # the marker may be what is cut short
+            sizes = read_json(checkpoint / COMPLETE)
         broken = [name for name, size in sizes.items()
                   if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size != size]
         if broken or not sizes:
-            print(f"{checkpoint} is not whole ({', '.join(broken) or f'no {COMPLETE}'}): passed over")
+            print(f"{checkpoint} is not whole ({', '.join(broken) or COMPLETE}): passed over")
         else:
             whole.append(checkpoint)
     return whole

@@ -279,6 +279,20 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(common.RunLog, "_is_told_to_stop", told)
 
 
+def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path, monkeypatch, capsys):
+    flags = [*TRAIN, "--save-steps", "1", "--run", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        assert train.main(flags) == 130
+    args = train.build_parser().parse_args([*flags, "--resume"])
+    train.complete(args)
+    assert train.find_checkpoint(tmp_path, args) == tmp_path / "checkpoint-4"
+    weights = tmp_path / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert train.find_checkpoint(tmp_path, args) == tmp_path / "checkpoint-3"
+    assert "checkpoint-4 is not whole (model.safetensors): passed over" in capsys.readouterr().out
+
+
 LORA = (*TRAIN, "--lora-rank", "4", "--activation-checkpointing")
 
 

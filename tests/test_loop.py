@@ -274,17 +274,34 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
         common.predict(model, data, common.KINDS["classification"], 16, "fp32")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker"])
+def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path):
+    for step in (100, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
+        common.write_json(tmp_path / f"checkpoint-{step}" / common.COMPLETE, {"weights": 1})
+    assert [path.name for path in common.whole_checkpoints(tmp_path)] == [
+        "checkpoint-9", "checkpoint-10", "checkpoint-100"]
+
+
+def test_the_marker_of_a_checkpoint_names_every_other_file_and_its_size(tmp_path):
+    train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
+    checkpoint = tmp_path / "checkpoint-10"
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != common.COMPLETE}
+    assert common.read_json(checkpoint / common.COMPLETE) == sizes
+    assert {"model.safetensors", "optimizer.safetensors", "random.safetensors", "trainer_state.json"} <= set(sizes)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker", "truncated marker"])
 def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, capsys, damage):
     train(CustomTrainer, tmp_path, save_strategy="epoch")
     assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20",
                                                                         "checkpoint-30"]
     last = tmp_path / "checkpoint-30"
-    weights_file = last / "model.safetensors"
-    if damage == "truncated":
-        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    file = last / (common.COMPLETE if "marker" in damage else "model.safetensors")
+    if "truncated" in damage:
+        file.write_bytes(file.read_bytes()[:-9])
     else:
-        (weights_file if damage == "missing" else last / common.COMPLETE).unlink()
+        file.unlink()
     assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
     assert f"{last} is not whole" in capsys.readouterr().out
 
