@@ -91,6 +91,14 @@ class TestRunFolder:
         assert {"macro_f1", "precision_equivalent", "recall_equivalent", "f1_not_equivalent"} <= set(scores.index)
         assert scores.loc["accuracy", "value"] > 31 / 48  # better than the majority label
 
+    def test_intervals_are_the_middle_95_percent_of_the_draws(self, run_dir):
+        table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
+        draws = common.KINDS["classification"].resample(table, common.read_json(run_dir / "run.json")["task"])
+        assert len(draws) >= 8
+        for metric, values in draws.items():
+            ends = scores.loc[metric, ["ci_low", "ci_high"]].tolist()
+            assert ends == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
     def test_calibration_follows_from_the_predictions(self, run_dir):
         table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
         assert scores.index[-3:].tolist() == ["aurc", "ece", "ece_temperature"]
@@ -154,6 +162,10 @@ class TestRunFolder:
         assert list(table.columns) == evaluate.BASELINES_HEADER
         assert table["metric"].tolist() == ["accuracy", "f1"] * 2
         assert table["value"][0] == pytest.approx(31 / 48)
+        majority = common.judged(common.read_predictions(run_dir), "equivalent")
+        draws = common.KINDS["classification"].resample(majority, common.read_json(run_dir / "run.json")["task"])
+        ends = table.loc[0, ["ci_low", "ci_high"]].tolist()
+        assert ends == pytest.approx(np.quantile(draws["accuracy"], [0.025, 0.975]))
         assert f"{table['value'][2]:.4f}" in lines[2]
         assert (table["ci_low"] <= table["value"]).all()
         assert (table["value"] <= table["ci_high"]).all()

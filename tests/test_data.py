@@ -115,6 +115,16 @@ def test_hand_worked_metrics():
     assert kind.error_types(predictions, task)[3:6] == ["FN of yes", "FN of yes", "FP of yes"]
 
 
+def test_prediction_columns_of_three_labels():
+    """margin: the highest probability less the second highest."""
+    logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]))
+    table, task = pd.DataFrame({"label": [1, 2]}), {"labels": ["a", "b", "c"]}
+    predictions = common.KINDS["classification"].predict(logits, table, task)
+    assert predictions[["gold", "predicted"]].to_numpy().tolist() == [["b", "a"], ["c", "c"]]
+    numbers = predictions[["confidence", "gold_confidence", "margin", "prob_a", "prob_b", "prob_c"]].to_numpy()
+    np.testing.assert_allclose(numbers, [[0.5, 0.3, 0.2, 0.5, 0.3, 0.2], [0.7, 0.7, 0.5, 0.1, 0.2, 0.7]])
+
+
 def test_bootstrap_resamples_examples():
     """The interval of the accuracy against the binomial distribution; F1 against resampling the rows one by one."""
     from scipy import stats

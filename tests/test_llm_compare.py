@@ -518,6 +518,20 @@ def test_mcnemar_equals_the_binomial_test(first, second):
     assert llm_compare.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
+def test_likelihoods_become_the_likeliest_label_its_share_of_their_mass_and_the_mass(tmp_path):
+    form = ANSWERS["classification"]({"key": "toy", "kind": "classification", "labels": SENTIMENT})
+    predictions = pd.DataFrame({"id": ["test-1"], "gold": ["negative"], "predicted": ["positive"]})
+    question = Question("test-1", "prompt", {label: label for label in SENTIMENT})
+    records = [{"output": None, "log_probs": np.log([0.1, 0.3, 0.2]).tolist()}]
+    row = llm_compare.write_predictions(tmp_path, form, predictions, [question], records).iloc[0]
+    assert row["llm_label"] == "neutral"
+    assert [row["llm_confidence"], row["label_mass"]] == pytest.approx([0.5, 0.6])
+
+
+def test_an_interval_is_the_middle_95_percent():
+    assert llm_compare.interval(np.arange(1001)) == {"ci_low": 25, "ci_high": 975}
+
+
 def test_paired_rows_by_hand():
     model = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)
     llm = np.array([1, 1, 0, 0, 1, 1, 1, 1, 0, 0], dtype=bool)
