@@ -205,6 +205,20 @@ class TestRunFolder:
         assert steps["learning_rate"].tolist() == [2e-3, 2e-3, 1e-3, 1e-3]  # 40 examples: 3 batches, 2 updates
 
 
+def test_nothing_else_is_printed(tmp_path, capsys):
+    """A print that was forgotten, in the loop or in the metrics, would stand among these lines."""
+    beginnings = {
+        train: ["MRPC: do two sentences", "source: ", "splits: ", "  train ", "  validation ", "  test ",
+                "sample rows: ", "model: ", "epoch 1/2: ", "epoch 2/2: ", "wrote ", "best epoch: "],
+        evaluate: ["MRPC: do two sentences", "metric ", "accuracy ", "f1 ", "calibration error ", "",
+                   "sample rows: ", "written to "]}
+    for script, expected in beginnings.items():
+        assert script.main([*TRAIN, "--run", str(tmp_path)] if script is train else ["--run", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(expected), lines
+        assert all(line.startswith(beginning) for line, beginning in zip(lines, expected, strict=True)), lines
+
+
 def test_a_file_of_ones_own(tmp_path):
     rows = [{"review": f"{['lovely', 'awful'][number % 2]} film number {number}", "stars": [5, 1][number % 2]}
             for number in range(80)]

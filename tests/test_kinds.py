@@ -74,6 +74,10 @@ def build(name, rows=12, **changes):
     return kind, task, table, kind.encode(table, task, tokenizer, 14, data.images), model
 
 
+def test_no_kind_is_left_out():
+    assert {"classification", *TASKS} == set(KINDS)  # the first is what all other files test
+
+
 @pytest.mark.parametrize("name", TASKS)
 class TestEveryKind:
     def test_accumulation_equals_the_full_batch(self, name, tmp_path, monkeypatch):
