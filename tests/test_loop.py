@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -173,6 +174,17 @@ def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_a_checkpoint_holds_the_state_of_every_random_generator(tmp_path):
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002 - the global ones
+
+    common.save_random_states(tmp_path, common.random_state()[None])
+    first = draw()
+    assert draw() != first
+    common.load_random_state(tmp_path, 0)
+    assert draw() == first
+
+
 def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
     scores = iter([0.5, 0.9, 0.1])
     data = make_dataset()
@@ -237,6 +249,23 @@ def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp
     for names in (("loss", "grad_norm"), ("epoch_train_loss", "epoch_train_accuracy")):
         assert np.allclose(logs(cut, *names), logs(whole, *names), rtol=1e-4)
     assert "out of memory with 4 examples in a micro-batch: going on with 2" in capsys.readouterr().out
+
+
+def test_a_run_with_smaller_micro_batches_resumes_bit_for_bit(tmp_path):
+    """It goes on with those: with the large ones dropout would draw other numbers."""
+    def run(folder, resume=None, stop_after=None):
+        model, data = make_model(), make_dataset()
+        model.forward = OutOfMemory(model, limit=2)
+        trainer = CustomTrainer(model=model, args=make_arguments(folder, eval_strategy="no"), train_dataset=data,
+                                data_collator=data.collate, callbacks=[Recorder(stop_after)])
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, model.forward.sizes
+
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "part", stop_after=13)
+    resumed, sizes = run(tmp_path / "part", resume=str(tmp_path / "part" / "checkpoint-13"))
+    assert max(sizes) == 2
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_one_example_that_does_not_fit_ends_the_run(tmp_path):
@@ -428,8 +457,8 @@ def test_trainers_helpers_are_as_we_know_them(name):
     assert list(ours.parameters)[1:] == PRIVATE[name].split()
 
 
-def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
-    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
+def make_notebook_trainer(trainer_class, folder, recorder):
+    """A trainer as in a notebook: a data set of the library datasets, 6 batches, and Trainer's arguments alone."""
     import datasets
     from transformers import DefaultDataCollator
 
@@ -437,11 +466,27 @@ def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
     rows = datasets.Dataset.from_dict({
         "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(22)], "label": [0, 1] * 11,
         "unused": ["text"] * 22})
+    return trainer_class(model=make_model(), args=make_arguments(folder, remove_unused_columns=True),
+                         train_dataset=rows, eval_dataset=rows, data_collator=DefaultDataCollator(),
+                         callbacks=[recorder])
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 8])  # in the first epoch, at its end, in the second
+def test_a_data_set_of_any_other_class_resumes_bit_for_bit_too(tmp_path, stop_after):
+    whole = make_notebook_trainer(CustomTrainer, tmp_path / "whole", Recorder())
+    whole.train()
+    make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder(stop_after)).train()
+    resumed = make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_after}"))
+    assert torch.equal(weights(whole), weights(resumed))
+    assert comparable_tables(whole) == comparable_tables(resumed)
+
+
+def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
+    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
     recorders, trainers = [Recorder(), Recorder()], []
     for trainer_class, recorder in zip((CustomTrainer, Trainer), recorders, strict=True):
-        arguments = make_arguments(tmp_path / trainer_class.__name__, remove_unused_columns=True)
-        trainers.append(trainer_class(model=make_model(), args=arguments, train_dataset=rows, eval_dataset=rows,
-                                      data_collator=DefaultDataCollator(), callbacks=[recorder]))
+        trainers.append(make_notebook_trainer(trainer_class, tmp_path / trainer_class.__name__, recorder))
         output = trainers[-1].train()
         assert output.global_step == 18
         assert math.isfinite(output.training_loss)
@@ -451,4 +496,4 @@ def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
     for names in (("loss", "grad_norm", "learning_rate"), ("eval_loss",)):
         assert logs(ours, *names) == logs(stock, *names)
     assert recorders[0].events == recorders[1].events
-    assert ours.predict(rows).predictions.tolist() == stock.predict(rows).predictions.tolist()
+    assert np.array_equal(*(trainer.predict(trainer.eval_dataset).predictions for trainer in trainers))
