@@ -326,9 +326,7 @@ def draw_embeddings(folder: Path, run: dict[str, Any], args: argparse.Namespace)
 
 
 def read_epochs(path: Path, task: dict[str, Any]) -> tuple[pd.DataFrame, np.ndarray]:
-    """epoch_states.npz as one row per epoch and sample, and their vectors, float64 (epochs * n, hidden).
-
-    """
+    """epoch_states.npz as one row per epoch and sample, and their vectors, float64 (epochs * n, hidden)."""
     ids, epochs, vectors, gold, predicted, correct, confidence = read_arrays(
         path, id="U1", epoch="i1", vector="f3", gold="U1", predicted="U2", correct="b2", confidence="f2")
     if {array.shape[:2] for array in (vectors, predicted, correct, confidence)} != {(len(epochs), len(gold))} or (
