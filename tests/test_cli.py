@@ -111,6 +111,11 @@ class TestRunFolder:
             error = (rows["n"] * (rows["accuracy"] - rows["confidence"]).abs()).sum() / 48
             assert scores.loc[metric, "value"] == pytest.approx(error)
         assert (bins["accuracy"] * bins["n"]).sum() / 2 == pytest.approx(table["correct"].sum())
+        temperature = common.read_json(run_dir / "run.json")["training"]["tuned"]["temperature"]
+        scaled = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy() ** (1 / temperature)
+        confidence = scaled.max(axis=1) / scaled.sum(axis=1)
+        assert scores.loc["ece_temperature", "value"] == pytest.approx(
+            evaluate.calibration_error(confidence, table["correct"].to_numpy())[0])
         assert list(curve.columns) == ["scale", "coverage", "n", "confidence", "risk"]
         whole = curve[curve["coverage"] == 1]
         assert whole["risk"].tolist() == pytest.approx([1 - table["correct"].mean()] * 2)

@@ -149,6 +149,14 @@ def test_tags_of_pairs_and_of_training_texts():
     assert not tags["suspect gold label"].any() and all(name in errors.CODEBOOK for name in tags.columns)
 
 
+def test_suspects_are_beyond_the_mean_confidence_in_the_label_where_it_is_gold():
+    table = pd.DataFrame([prediction(0, "good", "good", 0.9), prediction(1, "good", "bad", 0.9), prediction(
+        2, "bad", "good", 0.6), prediction(3, "good", "bad", 0.55), prediction(4, "bad", "bad", 0.95)])
+    # good: (0.9 + 0.1 + 0.45) / 3 = 0.48, below the 0.6 of row 2; bad: (0.4 + 0.95) / 2 = 0.675, above the 0.55 of 3
+    tags = errors.tag_samples(table, ["text"], None)
+    assert tags["suspect gold label"].tolist() == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize(("gold", "predicted", "name"), [
     ("2.5", "-4.0", "over by 1.5"), ("in 1066", "", "missed answer"), ("a | b", "none", "missing a | b")])
 def test_every_kind_of_prediction_has_a_sheet(tmp_path, monkeypatch, gold, predicted, name):
@@ -268,6 +276,13 @@ def test_files_that_cannot_be_used_are_left_alone(tmp_path, capsys, name, conten
     (tmp_path / name).write_bytes(content)
     assert run_errors(tmp_path) == 2 and (tmp_path / name).read_bytes() == content
     assert message in capsys.readouterr().err
+
+
+def test_a_sheet_brought_back_as_xlsx_is_named(tmp_path, capsys):
+    make_run(tmp_path, [prediction(0, "bad", "good")])
+    (tmp_path / "errors.xlsx").write_bytes(b"PK")
+    assert run_errors(tmp_path) == 0
+    assert "errors.xlsx is not read: export it as CSV UTF-8, errors.csv" in capsys.readouterr().out
 
 
 def test_rows_that_end_early_and_columns_without_a_name(tmp_path):

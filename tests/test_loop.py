@@ -174,6 +174,16 @@ def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_the_seconds_before_a_checkpoint_count(tmp_path):
+    train(CustomTrainer, tmp_path, callbacks=[Recorder(3)])
+    sums = common.read_json(tmp_path / "checkpoint-3" / "sums.json")
+    assert 0 < sums["epoch_seconds"] < 1000
+    common.write_json(tmp_path / "checkpoint-3" / "sums.json", sums | {"epoch_seconds": 1000.0})
+    resumed = train(CustomTrainer, tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    first, second, _ = common.history_table(resumed.state.log_history)["seconds"]
+    assert second < 1000 < first
+
+
 def test_a_checkpoint_holds_the_state_of_every_random_generator(tmp_path):
     def draw():
         return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002 - the global ones
@@ -186,12 +196,12 @@ def test_a_checkpoint_holds_the_state_of_every_random_generator(tmp_path):
 
 
 def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
-    scores = iter([0.5, 0.9, 0.1])
+    scores = iter([0.5, 0.9, 0.1, 0.2])
     data = make_dataset()
     trainer = CustomTrainer(
         model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
-        args=make_arguments(tmp_path, save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True,
-                            metric_for_best_model="score", greater_is_better=True),
+        args=make_arguments(tmp_path, num_train_epochs=4, save_strategy="epoch", save_total_limit=2,
+                            load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True),
         compute_metrics=lambda _: {"score": next(scores)})
     trainer.train()
     assert trainer.state.best_metric == 0.9
@@ -199,7 +209,7 @@ def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
     from safetensors.torch import load_file
     best = load_file(tmp_path / "checkpoint-20" / "model.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items() if name in best)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-40"]
 
 
 def test_early_stopping(tmp_path):
