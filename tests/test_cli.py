@@ -281,7 +281,8 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, monkeypatc
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1].endswith(f": {said}")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"] * (times == 1)
-    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert train.main([*TRAIN, "--run", str(tmp_path)]) == 2
+    assert "holds an unfinished run; --overwrite replaces it, --resume goes on with it" in capsys.readouterr().err
 
 
 def test_a_run_that_is_killed_at_its_very_end_goes_on(tmp_path, monkeypatch):
@@ -507,6 +508,16 @@ class TestBadInput:
         assert (tmp_path / "report_notes.md").read_text() == "## Author\nme"
         assert (tmp_path / "report.tex").read_text() == "mine too"
         assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_overwrite_renews_the_tests_on_other_data_sets_too(tmp_path):
+    """What evaluate.py --dataset wrote goes, what a person wrote stays."""
+    other = tmp_path / "on-other"
+    other.mkdir()
+    for name in ("run.json", "predictions.csv", "metrics.csv", "errors.csv", "errors_orphans.csv", "report_notes.md"):
+        (other / name).write_text("x")
+    train.remove_old_run(tmp_path)
+    assert sorted(path.name for path in other.iterdir()) == ["errors.csv", "errors_orphans.csv", "report_notes.md"]
 
 
 def test_no_hub_is_one_line(tmp_path):

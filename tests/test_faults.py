@@ -212,6 +212,34 @@ def test_what_is_a_fault_of_the_disk(error, said):
     assert (said in common.disk_fault(error)) if said else common.disk_fault(error) == ""
 
 
+def test_a_full_disk_is_not_taken_for_another_fault(tmp_path, monkeypatch):
+    """Of the hub, of the file's publisher or of the folder: the error goes on to command(), which says what it is."""
+    full = OSError(28, "No space left on device")
+
+    def fail(*_args, **_):
+        raise full
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.setattr(os, "open", fail)
+    task = {"key": "x", "reader": "edos", "source": "y", "files": [{"path": "x/a.csv", "url": "https://example.org/a"}]}
+    monkeypatch.setattr(common, "locked", lambda *_args, **_: contextlib.nullcontext())
+    for call in (lambda: common.read_files(task, tmp_path), lambda: common.lock_folder(tmp_path, False, False)):
+        with pytest.raises(OSError) as error:
+            call()
+        assert error.value is full
+    with pytest.raises(OSError), common.hub_errors("the dataset x", is_local=True):
+        fail()
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback():
+    @common.command
+    def script(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        script([])
+
+
 # ---- Two at once ----------------------------------------------------------------------------------------------------
 
 

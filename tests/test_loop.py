@@ -391,9 +391,34 @@ def test_step_schedule_multiplies_the_rate_after_each_epoch(tmp_path):
     assert steps.tolist() == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
 
 
-def test_what_the_loop_does_without_is_refused(tmp_path):
-    with pytest.raises(NotImplementedError, match="label_smoothing_factor"):
-        CustomTrainer(model=make_model(), args=make_arguments(tmp_path, eval_strategy="no", label_smoothing_factor=0.1))
+@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+def test_what_the_loop_does_without_is_refused(tmp_path, changes):
+    with pytest.raises(NotImplementedError, match=next(iter(changes))):
+        CustomTrainer(model=make_model(), args=make_arguments(tmp_path, **changes), eval_dataset=make_dataset())
+
+
+def test_a_loss_function_of_ones_own_is_given_the_examples_of_the_update(tmp_path):
+    """Of a model's outputs, labels and their number, as Trainer's compute_loss_func."""
+    def loss(outputs, labels, num_items_in_batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    data, found = make_dataset(), []
+    for own in (None, loss):
+        arguments = make_arguments(tmp_path, gradient_accumulation_steps=3, eval_strategy="no")
+        trainer = CustomTrainer(model=make_model(), args=arguments, data_collator=data.collate, train_dataset=data,
+                                compute_loss_func=own)
+        trainer.train()
+        found.append(weights(trainer))
+    assert torch.equal(*found)
+
+
+def test_save_strategy_best_keeps_the_epochs_that_were_the_best_so_far(tmp_path):
+    scores, data = iter([0.5, 0.4, 0.9]), make_dataset()
+    CustomTrainer(
+        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
+        args=make_arguments(tmp_path, save_strategy="best", metric_for_best_model="score", greater_is_better=True),
+        compute_metrics=lambda _: {"score": next(scores)}).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
 
 
 def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
