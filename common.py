@@ -770,12 +770,13 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     whole = []
     for checkpoint in found:
-        marker = checkpoint / COMPLETE
-        sizes = read_json(marker) if marker.is_file() else {}
+        sizes = {}
+        with contextlib.suppress(UserError, FileNotFoundError):  # the marker may be what is cut short
+            sizes = read_json(checkpoint / COMPLETE)
         broken = [name for name, size in sizes.items()
                   if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size != size]
         if broken or not sizes:
-            print(f"{checkpoint} is not whole ({', '.join(broken) or f'no {COMPLETE}'}): passed over")
+            print(f"{checkpoint} is not whole ({', '.join(broken) or COMPLETE}): passed over")
         else:
             whole.append(checkpoint)
     return whole
@@ -3315,7 +3316,8 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     """Turn what is not our own mistake into one line on stderr and an exit code; let go of the held folder at the end.
 
     2: bad input, a folder that may not be written or something in the way of a file included (UserError); 1: the loss
-    was not finite (FloatingPointError), the disk is full or broken (disk_fault), or another process of the run ended;
+    was not finite (FloatingPointError), the disk is full or broken (disk_fault), another process of the run ended, or
+    nobody reads the output any more (BrokenPipeError);
     130: stopped by Ctrl-C or SIGTERM (TrainingStopped, KeyboardInterrupt). Our own mistakes keep their traceback.
     """
 
@@ -3323,7 +3325,9 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     def run(argv: list[str] | None = None) -> int:
         replace_unprintable()
         try:
-            return main(argv)
+            done = main(argv)
+            sys.stdout.flush()  # here, where a closed pipe is caught
+            return done
         except UserError as error:
             code, message = 2, str(error)
         except (FloatingPointError, RunBroken) as error:
@@ -3332,6 +3336,9 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             code, message = 130, str(error)
         except KeyboardInterrupt:
             code, message = 130, "stopped"
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's last flush fails again
+            code, message = 1, "who read the output has gone (| head?); the files written so far are whole"
         except Exception as error:
             code, message = 1, disk_fault(error) or lost_process(error)
             if not message:

@@ -38,7 +38,7 @@ KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs ke
 OUTPUTS = (
     "history.csv", "steps.csv", "learning_curve.png", "train_texts.csv", "epoch_states.npz", "model/", "checkpoint-*/",
     "predictions.csv", "metrics.csv", "baselines.csv", "confusion.*", "calibration.*", "risk_coverage.csv",
-    "timing.csv", "hidden_states.npz", "slices.csv", "error_types.*", "error_causes.*", "error_solutions.*",
+    "timing.csv", "hidden_states.npz", "tags.csv", "slices.csv", "error_types.*", "error_causes.*", "error_solutions.*",
     "llm_predictions.csv", "llm_metrics.csv", "llm_compare.png", "llm_journal*.jsonl", "disagreements.csv",
     "embedding_*", "explorer.html", "report.*")
 # What a finished run must have in common with the flags of --resume, so that it goes on as it began.

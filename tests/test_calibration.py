@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 from sklearn import metrics
 from test_kinds import build, task_of
 
@@ -77,6 +77,28 @@ class TestCalibrationError:
             assert (rows[1]["ci_low"] == 0) == begins_at_0
         assert rows[1]["ci_low"] < 0.3 < rows[1]["ci_high"]
         assert evaluate.calibration_rows(correct, {}) == []
+
+
+    def test_intervals_equal_scipys_percentile_and_basic_bootstrap(self):
+        rng = np.random.default_rng(8)
+        confidence = rng.uniform(0.5, 1, 300)
+        correct = rng.random(300) < confidence - 0.2
+        gaps, bins = correct - confidence, np.argsort(np.argsort(confidence)) // 20  # 15 bins of 20
+
+        def ece(rows):
+            return np.abs(np.bincount(bins[rows], gaps[rows], 15)).sum() / 300
+
+        def aurc(rows):
+            surest_first = rows[np.argsort(-confidence[rows])]
+            return (np.cumsum(~correct[surest_first]) / np.arange(1, 301)).mean()
+
+        rows = evaluate.calibration_rows(correct, {"raw": confidence})
+        for row, statistic, method in zip(rows, (aurc, ece), ("percentile", "basic"), strict=True):
+            theirs = stats.bootstrap((np.arange(300),), statistic, vectorized=False, n_resamples=4999, method=method,
+                                     rng=np.random.default_rng(9))
+            assert row["value"] == pytest.approx(statistic(np.arange(300)))
+            for ours, end in zip((row["ci_low"], row["ci_high"]), theirs.confidence_interval, strict=True):
+                assert abs(ours - end) < 0.2 * theirs.standard_error
 
 
 class TestRiskCoverage:

@@ -92,6 +92,14 @@ class TestRunFolder:
         assert {"macro_f1", "precision_equivalent", "recall_equivalent", "f1_not_equivalent"} <= set(scores.index)
         assert scores.loc["accuracy", "value"] > 31 / 48  # better than the majority label
 
+    def test_intervals_are_the_middle_95_percent_of_the_draws(self, run_dir):
+        table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
+        draws = common.KINDS["classification"].resample(table, common.read_json(run_dir / "run.json")["task"])
+        assert len(draws) >= 8
+        for metric, values in draws.items():
+            ends = scores.loc[metric, ["ci_low", "ci_high"]].tolist()
+            assert ends == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
     def test_calibration_follows_from_the_predictions(self, run_dir):
         table, scores = common.read_predictions(run_dir), pd.read_csv(run_dir / "metrics.csv").set_index("metric")
         assert scores.index[-3:].tolist() == ["aurc", "ece", "ece_temperature"]
@@ -104,6 +112,11 @@ class TestRunFolder:
             error = (rows["n"] * (rows["accuracy"] - rows["confidence"]).abs()).sum() / 48
             assert scores.loc[metric, "value"] == pytest.approx(error)
         assert (bins["accuracy"] * bins["n"]).sum() / 2 == pytest.approx(table["correct"].sum())
+        temperature = common.read_json(run_dir / "run.json")["training"]["tuned"]["temperature"]
+        scaled = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy() ** (1 / temperature)
+        confidence = scaled.max(axis=1) / scaled.sum(axis=1)
+        assert scores.loc["ece_temperature", "value"] == pytest.approx(
+            evaluate.calibration_error(confidence, table["correct"].to_numpy())[0])
         assert list(curve.columns) == ["scale", "coverage", "n", "confidence", "risk"]
         whole = curve[curve["coverage"] == 1]
         assert whole["risk"].tolist() == pytest.approx([1 - table["correct"].mean()] * 2)
@@ -155,6 +168,10 @@ class TestRunFolder:
         assert list(table.columns) == evaluate.BASELINES_HEADER
         assert table["metric"].tolist() == ["accuracy", "f1"] * 2
         assert table["value"][0] == pytest.approx(31 / 48)
+        majority = common.judged(common.read_predictions(run_dir), "equivalent")
+        draws = common.KINDS["classification"].resample(majority, common.read_json(run_dir / "run.json")["task"])
+        ends = table.loc[0, ["ci_low", "ci_high"]].tolist()
+        assert ends == pytest.approx(np.quantile(draws["accuracy"], [0.025, 0.975]))
         assert f"{table['value'][2]:.4f}" in lines[2]
         assert (table["ci_low"] <= table["value"]).all()
         assert (table["value"] <= table["ci_high"]).all()
@@ -192,6 +209,20 @@ class TestRunFolder:
         assert run["data"]["labels"]["train"] == {"not_equivalent": 20, "equivalent": 20}
         assert set(run["model_info"]["dropout"].values()) <= {0.0, None}
         assert steps["learning_rate"].tolist() == [2e-3, 2e-3, 1e-3, 1e-3]  # 40 examples: 3 batches, 2 updates
+
+
+def test_nothing_else_is_printed(tmp_path, capsys):
+    """A print that was forgotten, in the loop or in the metrics, would stand among these lines."""
+    beginnings = {
+        train: ["MRPC: do two sentences", "source: ", "splits: ", "  train ", "  validation ", "  test ",
+                "sample rows: ", "model: ", "epoch 1/2: ", "epoch 2/2: ", "wrote ", "best epoch: "],
+        evaluate: ["MRPC: do two sentences", "metric ", "accuracy ", "f1 ", "calibration error ", "",
+                   "sample rows: ", "written to "]}
+    for script, expected in beginnings.items():
+        assert script.main([*TRAIN, "--run", str(tmp_path)] if script is train else ["--run", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(expected), lines
+        assert all(line.startswith(beginning) for line, beginning in zip(lines, expected, strict=True)), lines
 
 
 def test_a_file_of_ones_own(tmp_path):
@@ -264,6 +295,49 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     assert (whole / "model" / "model.safetensors").read_bytes() == (part / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(("name", "times", "said"), [
+    ("SIGINT", 1, "stopped by SIGINT at step 4 of 10, checkpoint saved; go on with the same command and --resume"),
+    ("SIGTERM", 1, "stopped by SIGTERM at step 4 of 10, checkpoint saved; go on with the same command and --resume"),
+    ("SIGINT", 2, "stopped")])
+def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, monkeypatch, capsys, name, times, said):
+    def send(self, _args, state, _control, **_):
+        for _ in range(times if state.global_step == 3 else 0):
+            signal.raise_signal(signal.Signals[name])
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored
+    monkeypatch.setattr(common.RunLog, "on_step_begin", send)
+    try:
+        assert train.main([*TRAIN, "--run", str(tmp_path)]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": {said}")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"] * (times == 1)
+    assert train.main([*TRAIN, "--run", str(tmp_path)]) == 2
+    assert "holds an unfinished run; --overwrite replaces it, --resume goes on with it" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_at_its_very_end_goes_on(tmp_path, monkeypatch):
+    """Before model/ is written, after it, and before the run is called finished: no epoch is trained again."""
+    whole = tmp_path / "whole"
+    assert train.main([*TRAIN, "--run", str(whole)]) == 0
+    for place, is_there in (("train.finish", lambda *_: True), ("train.draw_learning_curve", lambda *_: True),
+                            ("common.write_json", lambda _path, content: content.get("finished"))):
+        def kill(*given, is_there=is_there, write=common.write_json):
+            if is_there(*given):
+                raise KeyboardInterrupt
+            write(*given)
+
+        part = tmp_path / place
+        with monkeypatch.context() as patch:
+            patch.setattr(place, kill)
+            assert train.main([*TRAIN, "--run", str(part)]) == 130
+        assert train.main([*TRAIN, "--run", str(part), "--resume"]) == 0
+        for name in ("model/model.safetensors", "steps.csv"):
+            assert (whole / name).read_bytes() == (part / name).read_bytes()
+        assert {path.name for path in whole.iterdir()} == {path.name for path in part.iterdir()}
+
+
 def stop_at(monkeypatch, step):
     """Have the next training stop after that step, as a signal would."""
     def told(self, _args, _control):
@@ -271,6 +345,20 @@ def stop_at(monkeypatch, step):
         return self.signal
 
     monkeypatch.setattr(common.RunLog, "_is_told_to_stop", told)
+
+
+def test_resume_takes_the_newest_checkpoint_that_is_whole(tmp_path, monkeypatch, capsys):
+    flags = [*TRAIN, "--save-steps", "1", "--run", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        assert train.main(flags) == 130
+    args = train.build_parser().parse_args([*flags, "--resume"])
+    train.complete(args)
+    assert train.find_checkpoint(tmp_path, args) == tmp_path / "checkpoint-4"
+    weights = tmp_path / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert train.find_checkpoint(tmp_path, args) == tmp_path / "checkpoint-3"
+    assert "checkpoint-4 is not whole (model.safetensors): passed over" in capsys.readouterr().out
 
 
 LORA = (*TRAIN, "--lora-rank", "4", "--activation-checkpointing")
@@ -454,6 +542,16 @@ class TestBadInput:
         assert not (tmp_path / "predictions.csv").exists()
 
 
+def test_overwrite_renews_the_tests_on_other_data_sets_too(tmp_path):
+    """What evaluate.py --dataset wrote goes, what a person wrote stays."""
+    other = tmp_path / "on-other"
+    other.mkdir()
+    for name in ("run.json", "predictions.csv", "metrics.csv", "errors.csv", "errors_orphans.csv", "report_notes.md"):
+        (other / name).write_text("x")
+    train.remove_old_run(tmp_path)
+    assert sorted(path.name for path in other.iterdir()) == ["errors.csv", "errors_orphans.csv", "report_notes.md"]
+
+
 def test_no_hub_is_one_line(tmp_path):
     """A hub that can't be reached: what could not be fetched, from where, and the ways on; exit code 2."""
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
@@ -463,6 +561,16 @@ def test_no_hub_is_one_line(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert "could not fetch the dataset nyu-mll/glue from http://127.0.0.1:9" in done.stderr
     assert "--sample" in done.stderr
+
+
+def test_output_that_nobody_reads_is_one_line():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "train.py", "--list"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE,
+                          text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == "train.py: who read the output has gone (| head?); the files written so far are whole\n"
 
 
 def test_help_does_not_wait_for_torch():

@@ -115,6 +115,27 @@ def test_hand_worked_metrics():
     assert kind.error_types(predictions, task)[3:6] == ["FN of yes", "FN of yes", "FP of yes"]
 
 
+def test_a_label_that_does_not_occur_counts_0_in_a_mean_over_the_labels():
+    """So does zero_division; a test set without a rare label must not score higher for it."""
+    task = {"labels": ["a", "b", "c"], "metrics": ["macro_f1"]}
+    predictions = pd.DataFrame({"gold": ["a", "a", "b", "b"], "predicted": ["a", "a", "b", "a"]})
+    kind = common.KINDS["classification"]
+    scores = kind.metrics(predictions, task)
+    assert scores["macro_f1"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+    assert scores["macro_recall"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert kind.resample(predictions, task)["macro_f1"].max() == pytest.approx(2 / 3)
+
+
+def test_prediction_columns_of_three_labels():
+    """margin: the highest probability less the second highest."""
+    logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]))
+    table, task = pd.DataFrame({"label": [1, 2]}), {"labels": ["a", "b", "c"]}
+    predictions = common.KINDS["classification"].predict(logits, table, task)
+    assert predictions[["gold", "predicted"]].to_numpy().tolist() == [["b", "a"], ["c", "c"]]
+    numbers = predictions[["confidence", "gold_confidence", "margin", "prob_a", "prob_b", "prob_c"]].to_numpy()
+    np.testing.assert_allclose(numbers, [[0.5, 0.3, 0.2, 0.5, 0.3, 0.2], [0.7, 0.7, 0.5, 0.1, 0.2, 0.7]])
+
+
 def test_bootstrap_resamples_examples():
     """The interval of the accuracy against the binomial distribution; F1 against resampling the rows one by one."""
     from scipy import stats
@@ -160,6 +181,13 @@ class TestLabels:
         data = common.load_data(flags("sst2"))
         assert data.splits["test"]["id"].tolist() == ["validation-000000", "validation-000002"]
         assert data.record["dropped"]["validation"] == {"without a label": 2, "without a text": 0}
+
+    def test_those_found_in_the_data_are_found_in_train_and_validation_alone(self):
+        task = {**TOY, "labels": "from data", "label": "answer",
+                "splits": {"train": "a", "validation": "b", "test": "c"}}
+        raw = {split: pd.DataFrame({"answer": [answer]}) for split, answer in (("a", "x"), ("b", "y"), ("c", "z"))}
+        common.name_labels(task, raw, common.KINDS["answers"])
+        assert task["labels"] == ["x", "y"]
 
     def test_a_split_of_hidden_labels_alone_is_refused(self, monkeypatch):
         raw = {"train": pd.DataFrame({"sentence": list("abcdefgh"), "label": [0, 1] * 4}),

@@ -309,6 +309,13 @@ def test_files_that_cannot_be_used_are_left_alone(tmp_path, capsys, name, conten
     assert message in capsys.readouterr().err
 
 
+def test_a_sheet_brought_back_as_xlsx_is_named(tmp_path, capsys):
+    make_run(tmp_path, [prediction(0, "bad", "good")])
+    (tmp_path / "errors.xlsx").write_bytes(b"PK")
+    assert run_errors(tmp_path) == 0
+    assert "errors.xlsx is not read: export it as CSV UTF-8, errors.csv" in capsys.readouterr().out
+
+
 def test_rows_that_end_early_and_columns_without_a_name(tmp_path):
     (tmp_path / "sheet.csv").write_bytes(b"\r\n input ;ID;;\r\na;1\r\n;;;\r\nb;2;;remark\r\n")
     sheet = errors.read_sheet(tmp_path / "sheet.csv")

@@ -86,6 +86,9 @@ def read_version(folder):
 def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
     """SIGKILL at random moments; files never go back, and what is half written is cleared away by who comes next."""
     write_version(tmp_path, 0)
+    start = time.monotonic()
+    write_version(tmp_path, 0)
+    span = 2 * (time.monotonic() - start)  # so that a slow machine gets to write, too
     rng, latest, caught = random.Random(0), [0, 0, 0], 0
     for _ in range(KILLS):
         child = os.fork()
@@ -95,7 +98,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
                 while True:
                     version += 1
                     write_version(tmp_path, version)
-        time.sleep(rng.random() * 0.25)
+        time.sleep(rng.random() * span)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = read_version(tmp_path)
@@ -230,6 +233,34 @@ def test_a_file_that_may_not_grow(capsys, tmp_path):
     (OSError(2, "No such file or directory", "a.csv"), ""), (ValueError("28"), ""), (OSError("28"), "")])
 def test_what_is_a_fault_of_the_disk(error, said):
     assert (said in common.disk_fault(error)) if said else common.disk_fault(error) == ""
+
+
+def test_a_full_disk_is_not_taken_for_another_fault(tmp_path, monkeypatch):
+    """Of the hub, of the file's publisher or of the folder: the error goes on to command(), which says what it is."""
+    full = OSError(28, "No space left on device")
+
+    def fail(*_args, **_):
+        raise full
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.setattr(os, "open", fail)
+    task = {"key": "x", "reader": "edos", "source": "y", "files": [{"path": "x/a.csv", "url": "https://example.org/a"}]}
+    monkeypatch.setattr(common, "locked", lambda *_args, **_: contextlib.nullcontext())
+    for call in (lambda: common.read_files(task, tmp_path), lambda: common.lock_folder(tmp_path, False, False)):
+        with pytest.raises(OSError) as error:
+            call()
+        assert error.value is full
+    with pytest.raises(OSError), common.hub_errors("the dataset x", is_local=True):
+        fail()
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback():
+    @common.command
+    def script(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        script([])
 
 
 # ---- Two at once ----------------------------------------------------------------------------------------------------

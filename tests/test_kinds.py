@@ -1,5 +1,7 @@
 """The kinds beside classification: figures against hand-worked cases, scikit-learn and scipy, and the loop on each."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +74,10 @@ def build(name, rows=12, **changes):
     tokenizer, model = common.build_sample_model(data, dropout=0.0)
     kind = KINDS[name]
     return kind, task, table, kind.encode(table, task, tokenizer, 14, data.images), model
+
+
+def test_no_kind_is_left_out():
+    assert {"classification", *TASKS} == set(KINDS)  # the first is what all other files test
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -264,6 +270,12 @@ class TestMultilabel:
         with pytest.raises(UserError, match="not all 0 or 1"):
             self.kind.read_labels(columns.assign(a=2), self.task)
 
+    def test_training_score_counts_whole_sets_from_probability_one_half_on(self):
+        import torch
+
+        logits = torch.tensor([[0.1, -0.1, 2.0], [0.1, -0.1, 2.0]])
+        assert self.kind.score({"logits": logits}, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])) == 1
+
     def test_loss_is_the_mean_over_the_labels(self):
         import torch
         from sklearn.metrics import log_loss
@@ -321,8 +333,10 @@ class TestMultipleChoice:
 class TestSquadScores:
     @pytest.mark.parametrize(("predicted", "accepted", "exact", "f1"), [
         ("The  Cat!", ["cat"], 1, 1),
+        ("a cat", ["An cat"], 1, 1),
         ("the big cat", ["a cat", "big red cat"], 0, 4 / 5),  # P = 2/2, R = 2/3 with the second
         ("cat cat", ["cat"], 0, 2 / 3),  # a word counts as often as it occurs
+        ("cat cat dog", ["cat cat"], 0, 4 / 5),  # in both: P = 2/3, R = 2/2
         ("dog", ["cat"], 0, 0),
         ("", ["cat"], 0, 0),
         ("", [], 1, 1),
@@ -368,6 +382,18 @@ class TestSpan:
             logits[window, first, 0] = logits[window, last, 1] = score
             logits[window, dataset.labels[window, 2] - 1:] = 50  # nor the last [SEP]
         return logits
+
+    def test_the_vector_of_an_example_is_that_of_its_first_window(self):
+        _, _, _, _, model = build("span")
+        _, dataset = self.encode(["three four", ""])
+        outputs = common.predict(model, dataset, self.kind, 2, "fp32")
+        batch = dataset.collate([dataset[0], dataset[3]])
+        expected = common.forward(model, batch, self.kind, "fp32")[1][1].numpy()
+        np.testing.assert_allclose(outputs.vectors, expected, atol=1e-6)
+
+    def test_a_tokenizer_that_knows_no_characters_is_refused(self):
+        with pytest.raises(UserError, match="can't say which characters its tokens stand for"):
+            self.kind.encode(pd.DataFrame(), self.task, SimpleNamespace(is_fast=False), 9)
 
     def test_null_score_is_the_least_of_the_windows(self):
         table, dataset = self.encode(["three four"])
@@ -544,6 +570,30 @@ class TestVisual:
             assert "n3" not in images
             assert images["n1"].getpixel((0, 0)) == (255, 0, 0)
             assert images["n2"].getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("max_images", "there"), [(None, 6), (2, 4)])
+def test_images_of_the_hub_are_those_of_each_split(monkeypatch, max_images, there):
+    """--max-images takes the first ones, from a stream, so that the others are never fetched."""
+    import argparse
+
+    import datasets
+    from PIL import Image
+
+    def load_dataset(hub, config, split, revision, streaming):
+        rows = {"id": [f"{split}-{i}" for i in range(3)], "image": [Image.new("RGB", (4, 4), "red")] * 3, "more": "abc"}
+        columns = datasets.Features({name: datasets.Image() if name == "image" else datasets.Value("string")
+                                     for name in rows})
+        dataset = datasets.Dataset.from_dict(rows | {"more": ["x"] * 3}, features=columns)
+        assert streaming == (max_images is not None)
+        return dataset.to_iterable_dataset() if streaming else dataset
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = {"hub": "a/b", "splits": {"train": "train", "test": "val"}, "images": {"train": "t", "val": "v"}}
+    images = common.read_images(task, argparse.Namespace(sample=False, max_images=max_images))
+    assert len(images) == there
+    assert all(f"{split}-{i}" in images for split in ("train", "val") for i in range(there // 2))
+    assert images["val-0"].getpixel((0, 0)) == (255, 0, 0)
 
 
 class TestPrepare:

@@ -31,6 +31,7 @@ MRPC = ["not_equivalent", "equivalent"]
 SENTIMENT = ["negative", "neutral", "positive"]
 NLI = ["entailment", "neutral", "contradiction"]
 YES_NO = ["no", "yes"]
+YES_NO_CHOICES = {"no": "no", "yes": "yes"}
 CASES = [  # labels, what the LLM wrote, label, parse_method
     (MRPC, "equivalent", "equivalent", "exact"),
     (MRPC, " not_equivalent\n", "not_equivalent", "exact"),
@@ -231,6 +232,39 @@ def test_an_answer_that_another_begins_with_is_scored_to_its_end():
     question = Question("test-1", "w7", {"w8 w9": "a", "w8": "b", "w6": "c"})
     llm = tiny_llm(chat_template=CHAT)  # its end-of-text token is w0
     assert [llm.tokenizer.decode(ids) for ids in llm.answer_tokens(question)] == ["w8 w9 w0", "w8 w0", "w6 w0"]
+
+
+def byte_tokenizer():
+    """A token per byte: a space is a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*alphabet, "<end>"])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+
+
+@pytest.mark.parametrize(("template", "written"), [(None, [" no", " yes"]), (CHAT, ["no", "yes"])])
+def test_a_plain_prompt_is_answered_after_a_space_and_a_chat_without(template, written):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    answers = LLM("tiny", "1", "fp32", tokenizer, None, 6).answer_tokens(Question("test-1", "Output:", YES_NO_CHOICES))
+    assert [tokenizer.decode(ids) for ids in answers] == written
+
+
+def test_an_answer_is_tokenised_with_its_prompt_where_a_text_begins_with_a_mark_of_its_own():
+    """As SentencePiece puts ▁ in front of a text: after the prompt there is none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE({letter: number for number, letter in enumerate("▁:noyes")}, []))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokenizer.chat_template = CHAT
+    assert tokenizer.convert_ids_to_tokens(tokenizer("no")["input_ids"]) == ["▁", "n", "o"]
+    answers = LLM("tiny", "1", "fp32", tokenizer, None, 6).answer_tokens(Question("test-1", "yes:", YES_NO_CHOICES))
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in answers] == [["n", "o"], ["y", "e", "s"]]
 
 
 # A run's folder ---------------------------------------------------------------------------------------------------
@@ -516,6 +550,20 @@ def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, capsys):
 def test_mcnemar_equals_the_binomial_test(first, second):
     expected = binomtest(min(first, second), first + second, 0.5).pvalue if first + second else 1.0
     assert llm_compare.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_likelihoods_become_the_likeliest_label_its_share_of_their_mass_and_the_mass(tmp_path):
+    form = ANSWERS["classification"]({"key": "toy", "kind": "classification", "labels": SENTIMENT})
+    predictions = pd.DataFrame({"id": ["test-1"], "gold": ["negative"], "predicted": ["positive"]})
+    question = Question("test-1", "prompt", {label: label for label in SENTIMENT})
+    records = [{"output": None, "log_probs": np.log([0.1, 0.3, 0.2]).tolist()}]
+    row = llm_compare.write_predictions(tmp_path, form, predictions, [question], records).iloc[0]
+    assert row["llm_label"] == "neutral"
+    assert [row["llm_confidence"], row["label_mass"]] == pytest.approx([0.5, 0.6])
+
+
+def test_an_interval_is_the_middle_95_percent():
+    assert llm_compare.interval(np.arange(1001)) == {"ci_low": 25, "ci_high": 975}
 
 
 def test_paired_rows_by_hand():

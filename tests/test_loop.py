@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -173,13 +174,34 @@ def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_the_seconds_before_a_checkpoint_count(tmp_path):
+    train(CustomTrainer, tmp_path, callbacks=[Recorder(3)])
+    sums = common.read_json(tmp_path / "checkpoint-3" / "sums.json")
+    assert 0 < sums["epoch_seconds"] < 1000
+    common.write_json(tmp_path / "checkpoint-3" / "sums.json", sums | {"epoch_seconds": 1000.0})
+    resumed = train(CustomTrainer, tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    first, second, _ = common.history_table(resumed.state.log_history)["seconds"]
+    assert second < 1000 < first
+
+
+def test_a_checkpoint_holds_the_state_of_every_random_generator(tmp_path):
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002 - the global ones
+
+    common.save_random_states(tmp_path, common.random_state()[None])
+    first = draw()
+    assert draw() != first
+    common.load_random_state(tmp_path, 0)
+    assert draw() == first
+
+
 def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
-    scores = iter([0.5, 0.9, 0.1])
+    scores = iter([0.5, 0.9, 0.1, 0.2])
     data = make_dataset()
     trainer = CustomTrainer(
         model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
-        args=make_arguments(tmp_path, save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True,
-                            metric_for_best_model="score", greater_is_better=True),
+        args=make_arguments(tmp_path, num_train_epochs=4, save_strategy="epoch", save_total_limit=2,
+                            load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True),
         compute_metrics=lambda _: {"score": next(scores)})
     trainer.train()
     assert trainer.state.best_metric == 0.9
@@ -187,7 +209,7 @@ def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
     from safetensors.torch import load_file
     best = load_file(tmp_path / "checkpoint-20" / "model.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items() if name in best)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-40"]
 
 
 def test_early_stopping(tmp_path):
@@ -239,6 +261,23 @@ def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp
     assert "out of memory with 4 examples in a micro-batch: going on with 2" in capsys.readouterr().out
 
 
+def test_a_run_with_smaller_micro_batches_resumes_bit_for_bit(tmp_path):
+    """It goes on with those: with the large ones dropout would draw other numbers."""
+    def run(folder, resume=None, stop_after=None):
+        model, data = make_model(), make_dataset()
+        model.forward = OutOfMemory(model, limit=2)
+        trainer = CustomTrainer(model=model, args=make_arguments(folder, eval_strategy="no"), train_dataset=data,
+                                data_collator=data.collate, callbacks=[Recorder(stop_after)])
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, model.forward.sizes
+
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "part", stop_after=13)
+    resumed, sizes = run(tmp_path / "part", resume=str(tmp_path / "part" / "checkpoint-13"))
+    assert max(sizes) == 2
+    assert torch.equal(weights(whole), weights(resumed))
+
+
 def test_one_example_that_does_not_fit_ends_the_run(tmp_path):
     model, data = make_model(), make_dataset()
     model.forward = OutOfMemory(model, limit=0)
@@ -274,17 +313,34 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
         common.predict(model, data, common.KINDS["classification"], 16, "fp32")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker"])
+def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path):
+    for step in (100, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
+        common.write_json(tmp_path / f"checkpoint-{step}" / common.COMPLETE, {"weights": 1})
+    assert [path.name for path in common.whole_checkpoints(tmp_path)] == [
+        "checkpoint-9", "checkpoint-10", "checkpoint-100"]
+
+
+def test_the_marker_of_a_checkpoint_names_every_other_file_and_its_size(tmp_path):
+    train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
+    checkpoint = tmp_path / "checkpoint-10"
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != common.COMPLETE}
+    assert common.read_json(checkpoint / common.COMPLETE) == sizes
+    assert {"model.safetensors", "optimizer.safetensors", "random.safetensors", "trainer_state.json"} <= set(sizes)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker", "truncated marker"])
 def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, capsys, damage):
     train(CustomTrainer, tmp_path, save_strategy="epoch")
     assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20",
                                                                         "checkpoint-30"]
     last = tmp_path / "checkpoint-30"
-    weights_file = last / "model.safetensors"
-    if damage == "truncated":
-        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    file = last / (common.COMPLETE if "marker" in damage else "model.safetensors")
+    if "truncated" in damage:
+        file.write_bytes(file.read_bytes()[:-9])
     else:
-        (weights_file if damage == "missing" else last / common.COMPLETE).unlink()
+        file.unlink()
     assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
     assert f"{last} is not whole" in capsys.readouterr().out
 
@@ -335,9 +391,34 @@ def test_step_schedule_multiplies_the_rate_after_each_epoch(tmp_path):
     assert steps.tolist() == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
 
 
-def test_what_the_loop_does_without_is_refused(tmp_path):
-    with pytest.raises(NotImplementedError, match="label_smoothing_factor"):
-        CustomTrainer(model=make_model(), args=make_arguments(tmp_path, eval_strategy="no", label_smoothing_factor=0.1))
+@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+def test_what_the_loop_does_without_is_refused(tmp_path, changes):
+    with pytest.raises(NotImplementedError, match=next(iter(changes))):
+        CustomTrainer(model=make_model(), args=make_arguments(tmp_path, **changes), eval_dataset=make_dataset())
+
+
+def test_a_loss_function_of_ones_own_is_given_the_examples_of_the_update(tmp_path):
+    """Of a model's outputs, labels and their number, as Trainer's compute_loss_func."""
+    def loss(outputs, labels, num_items_in_batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    data, found = make_dataset(), []
+    for own in (None, loss):
+        arguments = make_arguments(tmp_path, gradient_accumulation_steps=3, eval_strategy="no")
+        trainer = CustomTrainer(model=make_model(), args=arguments, data_collator=data.collate, train_dataset=data,
+                                compute_loss_func=own)
+        trainer.train()
+        found.append(weights(trainer))
+    assert torch.equal(*found)
+
+
+def test_save_strategy_best_keeps_the_epochs_that_were_the_best_so_far(tmp_path):
+    scores, data = iter([0.5, 0.4, 0.9]), make_dataset()
+    CustomTrainer(
+        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
+        args=make_arguments(tmp_path, save_strategy="best", metric_for_best_model="score", greater_is_better=True),
+        compute_metrics=lambda _: {"score": next(scores)}).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
 
 
 def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
@@ -365,7 +446,7 @@ class TestLengthGroupedBatches:
         assert sorted(example for batch in found for example in batch) == list(range(1003))
         assert [len(batch) for batch in found] == [16] * 62 + [11]
         assert found == list(self.batches())
-        assert found != list(self.batches(epoch=1)) != list(self.batches(seed=2))
+        assert found not in (list(self.batches(epoch=1)), list(self.batches(seed=2)))
 
     def test_begins_where_a_run_stopped(self):
         assert list(self.batches(first=40)) == list(self.batches())[40:]
@@ -411,8 +492,8 @@ def test_trainers_helpers_are_as_we_know_them(name):
     assert list(ours.parameters)[1:] == PRIVATE[name].split()
 
 
-def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
-    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
+def make_notebook_trainer(trainer_class, folder, recorder):
+    """A trainer as in a notebook: a data set of the library datasets, 6 batches, and Trainer's arguments alone."""
     import datasets
     from transformers import DefaultDataCollator
 
@@ -420,11 +501,27 @@ def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
     rows = datasets.Dataset.from_dict({
         "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(22)], "label": [0, 1] * 11,
         "unused": ["text"] * 22})
+    return trainer_class(model=make_model(), args=make_arguments(folder, remove_unused_columns=True),
+                         train_dataset=rows, eval_dataset=rows, data_collator=DefaultDataCollator(),
+                         callbacks=[recorder])
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 8])  # in the first epoch, at its end, in the second
+def test_a_data_set_of_any_other_class_resumes_bit_for_bit_too(tmp_path, stop_after):
+    whole = make_notebook_trainer(CustomTrainer, tmp_path / "whole", Recorder())
+    whole.train()
+    make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder(stop_after)).train()
+    resumed = make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_after}"))
+    assert torch.equal(weights(whole), weights(resumed))
+    assert comparable_tables(whole) == comparable_tables(resumed)
+
+
+def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
+    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
     recorders, trainers = [Recorder(), Recorder()], []
     for trainer_class, recorder in zip((CustomTrainer, Trainer), recorders, strict=True):
-        arguments = make_arguments(tmp_path / trainer_class.__name__, remove_unused_columns=True)
-        trainers.append(trainer_class(model=make_model(), args=arguments, train_dataset=rows, eval_dataset=rows,
-                                      data_collator=DefaultDataCollator(), callbacks=[recorder]))
+        trainers.append(make_notebook_trainer(trainer_class, tmp_path / trainer_class.__name__, recorder))
         output = trainers[-1].train()
         assert output.global_step == 18
         assert math.isfinite(output.training_loss)
@@ -434,4 +531,4 @@ def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
     for names in (("loss", "grad_norm", "learning_rate"), ("eval_loss",)):
         assert logs(ours, *names) == logs(stock, *names)
     assert recorders[0].events == recorders[1].events
-    assert ours.predict(rows).predictions.tolist() == stock.predict(rows).predictions.tolist()
+    assert np.array_equal(*(trainer.predict(trainer.eval_dataset).predictions for trainer in trainers))
