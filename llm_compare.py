@@ -68,7 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help=f"hub id or local folder; off: {DEFAULT_LLM}, for images {DEFAULT_VLM}, with --sample a "
                        "tiny random one")
     group.add_argument("--max-samples", type=common.positive_int, metavar="N",
-                       help="ask about at most N test samples, drawn with a fixed seed, stratified by label")
+                       help="ask about at most N test samples, drawn with a fixed seed, stratified by label; and about "
+                       "the others of errors.csv, which do not count in the figures")
     group.add_argument("--shots", type=common.non_negative_int, default=0, metavar="K",
                        help="examples from train in the prompt, each label in turn, drawn with a fixed seed")
     group.add_argument("--prompt-file", type=Path, metavar="FILE", help="your own prompt; {input} stands for the "
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         folder, run = common.find_run(args)
         common.hold(folder, shared=True)
         form = answer_form(args, run["task"])
-        predictions = pick_samples(common.read_predictions(folder), form, args.max_samples or args.max_eval_samples)
+        predictions, counted = pick_samples(
+            common.read_predictions(folder), form, args.max_samples or args.max_eval_samples, sheet_ids(folder))
         questions = build_questions(args, folder, form, predictions)
         with sign_of_life(journal_path(folder, rank)) if rank else contextlib.nullcontext():
             llm = load_llm(args, run, form, questions)
@@ -103,8 +105,9 @@ def main(argv: list[str] | None = None) -> int:
             records = ask(llm, questions, args, folder, rank, processes)
         if rank == 0:
             table = write_predictions(folder, form, predictions, questions, records)
-            compare(folder, run, llm, form, predictions, table)
-            common.write_json(folder / "run.json", run | {"llm": describe(llm, args, len(questions))})
+            compare(folder, run, llm, form, predictions[:counted], table[:counted])
+            fill_error_sheet(folder, dict(zip(table["id"], table["llm_label"], strict=True)))
+            common.write_json(folder / "run.json", run | {"llm": describe(llm, args, counted)})
             write_report(folder)
     return 0
 
@@ -446,11 +449,24 @@ class Question:
         return "<think>" if self.prompt.rstrip().endswith("<think>") else ""
 
 
-def pick_samples(predictions: pd.DataFrame, form: Any, count: int | None) -> pd.DataFrame:
-    """`count` rows of predictions.csv (all of them for None), each label in proportion where the labels are listed."""
+def pick_samples(
+    predictions: pd.DataFrame, form: Any, count: int | None, sheet: set[str]
+) -> tuple[pd.DataFrame, int]:
+    """`count` rows of predictions.csv (all of them for None), each label in proportion where the labels are listed.
+
+    After them stand the others whose ids are in `sheet`: all wrong, so they must not count in a comparison. Returns the
+    rows, and how many count.
+    """
     strata = predictions["gold"].to_numpy() if form.closed else np.zeros(len(predictions))
     rows = common.stratified_rows(strata, count or len(predictions), np.random.default_rng(common.SPLIT_SEED))
-    return predictions.iloc[rows].reset_index(drop=True)
+    others = np.setdiff1d(np.flatnonzero(predictions["id"].isin(sheet)), rows)
+    return predictions.iloc[[*rows, *others]].reset_index(drop=True), len(rows)
+
+
+def sheet_ids(folder: Path) -> set[str]:
+    """The ids of errors.csv; none where there is no such file yet."""
+    path = folder / "errors.csv"
+    return set(read_sheet(path)["id"].str.strip()) if path.is_file() else set()
 
 
 def build_questions(args: argparse.Namespace, folder: Path, form: Any, predictions: pd.DataFrame) -> list[Question]:
@@ -1089,7 +1105,7 @@ def write_predictions(folder: Path, form: Any, predictions: pd.DataFrame, questi
 
 def compare(folder: Path, run: dict[str, Any], llm: LLM, form: Any, predictions: pd.DataFrame, table: pd.DataFrame
             ) -> None:
-    """Write llm_metrics.csv, disagreements.csv, llm_compare.png and the column of errors.csv; print the figures."""
+    """Write llm_metrics.csv, disagreements.csv and llm_compare.png; print the figures."""
     gold, predicted = table["gold"], table["predicted"]
     answers = {}  # the headline first
     if table["raw_output"].notna().all():
@@ -1117,7 +1133,6 @@ def compare(folder: Path, run: dict[str, Any], llm: LLM, form: Any, predictions:
     both = pd.concat([inputs, ours], axis=1).assign(**who_is_right)
     common.write_csv(folder / "disagreements.csv", both[differs])
     draw(folder / "llm_compare.png", run, llm, gold, right)
-    fill_error_sheet(folder, dict(zip(table["id"], table["llm_label"], strict=True)))
     print_summary(folder, run, llm, metrics, int(differs.sum()))
 
 
@@ -1193,7 +1208,7 @@ def fill_error_sheet(folder: Path, labels: dict[str, str]) -> None:
     common.write_csv(path, sheet)
     asked = sheet["id"].str.strip().isin(labels).sum()
     print(f"errors.csv: llm_prediction is filled in {asked} of {len(sheet)} rows"
-          + ("; the LLM was not asked about the others: see --max-samples" if asked < len(sheet) else ""))
+          + ("; the others are not in predictions.csv: run errors.py again" if asked < len(sheet) else ""))
 
 
 def draw(path: Path, run: dict[str, Any], llm: LLM, gold: pd.Series, right: dict[str, np.ndarray]) -> None:

@@ -89,7 +89,7 @@ def main():
     if not Path(args.llm).is_dir():
         make_llm(args.llm, common.read_csv(folder / "train_texts.csv")[run["task"]["text"]].stack())
     form = llm_compare.answer_form(args, run["task"])
-    predictions = llm_compare.pick_samples(common.read_predictions(folder), form, args.max_samples)
+    predictions, _ = llm_compare.pick_samples(common.read_predictions(folder), form, args.max_samples, set())
     questions = llm_compare.build_questions(args, folder, form, predictions)
     llm = llm_compare.load_llm(args, run, form, questions)
     questions = [llm_compare.encode(llm, question) for question in questions]

@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, recall_score
 
 import common
+import errors
 import llm_compare
 from common import UserError, read_csv, write_csv, write_json
 from llm_compare import ANSWERS, LLM, UNPARSED, Question, main, parse_label
@@ -352,10 +353,25 @@ def test_one_way_of_answering_alone(compare, mode):
 
 def test_max_samples_are_drawn_alike_and_stratified(compare):
     folder = compare("--max-samples", "6")
-    first = read_csv(folder / "llm_predictions.csv")
+    first = read_csv(folder / "llm_predictions.csv").head(6)
     gold = common.read_predictions(folder)["gold"]
-    assert first["id"].tolist() == read_csv(compare("--max-samples", "6") / "llm_predictions.csv")["id"].tolist()
+    again = read_csv(compare("--max-samples", "6") / "llm_predictions.csv").head(6)
+    assert first["id"].tolist() == again["id"].tolist()
     assert (first["gold"] == MRPC[0]).sum() == round(6 * (gold == MRPC[0]).mean())
+
+
+def test_the_sheet_is_asked_about_besides_and_does_not_count(compare):
+    """All of errors.csv is wrong: among the counted samples it would flatter the LLM beside the model."""
+    assert errors.main(["--run", str(compare("--max-samples", "3"))]) == 0
+    folder = compare("--max-samples", "3")
+    asked = read_csv(folder / "llm_predictions.csv")["id"].tolist()
+    sheet = llm_compare.read_sheet(folder / "errors.csv")
+    assert set(asked[3:]) == set(sheet["id"]) - set(asked[:3]) != set()
+    assert (sheet["llm_prediction"] != "").all()
+    metrics = read_csv(folder / "llm_metrics.csv")
+    assert set(metrics.loc[metrics["metric"] == "accuracy", "n"]) == {"3"}
+    assert set(read_csv(folder / "disagreements.csv")["id"]) <= set(asked[:3])
+    assert common.read_json(folder / "run.json")["llm"]["samples"] == 3
 
 
 def count_asked(monkeypatch, llm_class=LLM):
@@ -541,7 +557,7 @@ def test_error_sheet_gets_the_label_and_keeps_the_rest(compare, capsys):
     after = read_csv(folder / "errors.csv")
     assert after[list(sheet.columns)[:-1]].equals(sheet[list(sheet.columns)[:-1]].astype(object))
     assert after["llm_prediction"].tolist() == [labels[ids[0]], labels[ids[1]], ""]
-    assert "llm_prediction is filled in 2 of 3 rows; the LLM was not asked about the others" in capsys.readouterr().out
+    assert "llm_prediction is filled in 2 of 3 rows; the others are not in predictions.csv" in capsys.readouterr().out
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
