@@ -262,6 +262,14 @@ def test_an_input_that_a_spreadsheet_changed_still_matches(tmp_path, changed):
     assert sheet["cause"].tolist() == ["", "c", "", ""] and sheet["input"].tolist() == [f"“text” {i}" for i in range(4)]
 
 
+def test_what_was_written_of_another_text_is_not_put_beside_the_same_id(tmp_path):
+    annotated(tmp_path, cause="c")
+    sheet = errors.update_sheet(tmp_path, make_errors(range(4)).assign(input="of other data"), 20, 0)
+    assert set(sheet["cause"]) == {""}
+    assert errors.read_sheet(tmp_path / "errors_orphans.csv")[["id", "input", "cause"]].to_numpy().tolist() == [
+        ["test-1", "“text” 1", "c"]]
+
+
 def test_a_person_s_columns_stay_and_their_file_is_kept_before_it_changes(tmp_path):
     sheet, before = annotated(tmp_path, mine="=SUM(A1)", cause_2="c", llm_prediction="good")
     assert list(sheet.columns) == [*errors.COMPUTED, "cause", "solution", "cause_2", "notes", "mine", "llm_prediction"]

@@ -274,7 +274,7 @@ class TestMultilabel:
         import torch
 
         logits = torch.tensor([[0.1, -0.1, 2.0], [0.1, -0.1, 2.0]])
-        assert self.kind.score({"logits": logits}, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])) == 1
+        assert self.kind.score({"logits": logits}, torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])) == 1
 
     def test_loss_is_the_mean_over_the_labels(self):
         import torch
