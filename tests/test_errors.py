@@ -264,7 +264,7 @@ def test_an_input_that_a_spreadsheet_changed_still_matches(tmp_path, changed):
 
 def test_what_was_written_of_another_text_is_not_put_beside_the_same_id(tmp_path):
     annotated(tmp_path, cause="c")
-    sheet = errors.update_sheet(tmp_path, make_errors(range(4)).assign(input="of other data"), 20, 0)
+    sheet = update(tmp_path, make_errors(range(4)).assign(input="of other data"), 20, 0)
     assert set(sheet["cause"]) == {""}
     assert errors.read_sheet(tmp_path / "errors_orphans.csv")[["id", "input", "cause"]].to_numpy().tolist() == [
         ["test-1", "“text” 1", "c"]]
