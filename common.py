@@ -969,6 +969,10 @@ class Kind:
         scores = self.figures(predictions, task, np.ones((1, len(predictions))))
         return {name: float(scores[name][0]) for name in dict.fromkeys([*task["metrics"], *scores])}
 
+    def examples_of(self, _metric: str, predictions: pd.DataFrame) -> int:
+        """The number of examples that a metric is over."""
+        return len(predictions)
+
     def resample(self, predictions: pd.DataFrame, task: dict[str, Any], draws: int = 2000) -> dict[str, np.ndarray]:
         """The metrics of `draws` bootstrap samples of the examples, (draws,) each; all from the same samples."""
         return resampled(len(predictions), draws, lambda weights: self.figures(predictions, task, weights))
@@ -1621,6 +1625,12 @@ class Span(Kind):
                 shares = ratio(weights @ (values * part), weights @ part)
                 scores[prefix + name] = shares if part.any() else np.full(len(shares), math.nan)
         return scores
+
+    def examples_of(self, metric: str, predictions: pd.DataFrame) -> int:
+        """The questions that have an answer, or none, where the metric is of these alone."""
+        answered = int((predictions["gold"] != "").sum())
+        counts = {"has": answered, "no": len(predictions) - answered}
+        return counts.get(metric.partition("_ans_")[0], len(predictions))
 
     def confusion(self, predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame:
         """Whether there is an answer (rows), and whether one is predicted (columns)."""

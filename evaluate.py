@@ -206,7 +206,8 @@ def write_metrics(
              **published(metric, value, run, data)} for metric, value in scores.items()]
     rows += calibration_rows(predictions["correct"].to_numpy(), scales)
     metrics = pd.DataFrame(rows, columns=METRICS_HEADER)
-    metrics = metrics.assign(n=len(predictions), split=predictions["split"].iloc[0])
+    counts = [kind.examples_of(metric, predictions) for metric in metrics["metric"]]
+    metrics = metrics.assign(n=counts, split=predictions["split"].iloc[0])
     common.write_csv(folder / "metrics.csv", metrics)
     confusion = kind.confusion(predictions, task)
     if confusion is not None:
@@ -493,7 +494,7 @@ def write_baselines(folder: Path, run: dict[str, Any], data: common.Data, predic
         values, draws = kind.metrics(table, task), kind.resample(table, task)
         for metric in task["metrics"]:
             low, high = np.percentile(draws[metric], [2.5, 97.5])
-            rows.append([name, metric, values[metric], low, high, len(table)])
+            rows.append([name, metric, values[metric], low, high, kind.examples_of(metric, table)])
     baselines = pd.DataFrame(rows, columns=BASELINES_HEADER)
     common.write_csv(folder / "baselines.csv", baselines)
     return baselines

@@ -1162,7 +1162,8 @@ def score_rows(form: Any, judged: pd.DataFrame, unparsed: int) -> list[dict[str,
     """
     values, draws = form.scores(judged)
     name, right, n = form.right_metric, int(judged["correct"].sum()), len(judged)
-    rows = [{"metric": metric, "value": values[metric], "n": n, **interval(draws[metric])}
+    rows = [{"metric": metric, "value": values[metric], "n": form.kind.examples_of(metric, judged),
+             **interval(draws[metric])}
             for metric in dict.fromkeys([name, *form.task["metrics"]]) if metric in values]
     return rows + ([share_row(f"{name}_parsed_only", right, n - unparsed),
                     share_row(f"{name}_unparsed_right", right + unparsed, n)] if unparsed else [])

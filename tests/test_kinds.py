@@ -440,6 +440,8 @@ class TestSpan:
         assert predictions["predicted"].tolist() == ["three four", "", "", ""]
         assert self.kind.metrics(predictions, self.task) == pytest.approx({
             "f1": 0.5, "exact": 0.5, "has_ans_exact": 1 / 3, "has_ans_f1": 1 / 3, "no_ans_exact": 1, "no_ans_f1": 1})
+        counts = {metric: self.kind.examples_of(metric, predictions) for metric in ("f1", "has_ans_f1", "no_ans_exact")}
+        assert counts == {"f1": 4, "has_ans_f1": 3, "no_ans_exact": 1}
 
     def test_figures_where_every_question_has_an_answer(self):
         table = pd.DataFrame({"gold": ["a b", "c"], "correct": [True, False], "f1": [1.0, 0.5]})

@@ -698,6 +698,7 @@ def test_judging_the_other_forms(kind, gold, answers, expected):
     rows = {row["metric"]: row for row in llm_compare.score_rows(form, judged, unparsed)}
     assert next(iter(rows)) == form.right_metric
     assert {name: rows[name]["value"] for name in expected} == pytest.approx(expected)
+    assert [rows[name]["n"] for name in expected] == [2 if name == "no_ans_f1" else len(gold) for name in expected]
     assert all(row["ci_low"] <= row["value"] + 1e-9 and row["value"] <= row["ci_high"] + 1e-9 for row in rows.values())
 
 
