@@ -516,10 +516,16 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
             self.written = -math.inf  # when the tables were; each time they are written whole
             self.handlers: dict[int, Any] = {}  # those that were there before ours
 
-        def close(self) -> None:
-            """Clear the bar off the screen and give the signals back; train.py does so also when the run breaks off."""
+        def close(self, broken: bool = False) -> None:
+            """Clear the bar off the screen and give the signals back.
+
+            broken: the run breaks off. Of several processes torchrun sends SIGTERM to those that are left when one
+            ends, and it must not come before the line that says why this one ends too: it is ignored from here on.
+            """
             if self.bar is not None:
                 self.bar.close()
+            if broken and launched()[1] > 1:
+                self.handlers[signal.SIGTERM] = signal.SIG_IGN
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             self.handlers = {}

@@ -242,8 +242,9 @@ def train(args: argparse.Namespace, argv: list[str]) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.accelerator.wait_for_everyone()  # all have loaded the best epoch: its checkpoint can go
-    finally:
-        log.close()
+    except BaseException:
+        log.close(broken=True)
+        raise
     if is_first:
         finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
 

@@ -96,6 +96,20 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(pair, tmp_path)
     assert largest_difference(tmp_path, pair[1]) == 0
 
 
+def test_the_line_about_a_lost_process_comes_before_torchruns_signal(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log = common.RunLog(tmp_path)
+    try:
+        log.on_train_begin(None, None, None)
+        log.close(broken=True)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_another_number_of_processes_does_not_resume(pair, tmp_path, capsys):
     run = common.read_json(pair[1] / "run.json")
     common.write_json(tmp_path / "run.json", {**run, "finished": None})
