@@ -2786,7 +2786,8 @@ PREPARE = {"csqa": prepare_csqa, "wsc": prepare_wsc, "wsc_superglue": prepare_ws
 def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any) -> dict[str, pd.DataFrame]:
     """train, validation and test; those that the source lacks are cut from its train, stratified, with SPLIT_SEED.
 
-    A cut is the catalog's share of train, and no less than a tenth of it up to 100 examples.
+    A cut is the catalog's share of train, and no less than a tenth of it up to 1,000 examples: with fewer, chance
+    chooses the epoch and the thresholds.
     """
     splits = {name: source[theirs] for name, theirs in task["splits"].items()}
     if "train" not in splits:
@@ -2795,7 +2796,7 @@ def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any
     shares = {name: task[f"{name}_share"] for name in ("test", "validation") if name not in splits}
     strata, left = kind.strata(train, task), np.arange(len(train))
     for name, share in shares.items():
-        size = max(round(share * len(train)), min(math.ceil(len(train) / 10), 100))
+        size = max(round(share * len(train)), min(math.ceil(len(train) / 10), 1000))
         rows = stratified_rows(strata[left], size, np.random.default_rng(SPLIT_SEED))
         splits[name] = train.iloc[left[rows]].reset_index(drop=True)
         left = np.delete(left, rows)

@@ -233,6 +233,14 @@ class TestSampling:
         assert set(first.record["labels"]["train"].values()) == {20}
         assert first.record["used"]["test"] == 9 < first.record["rows"]["test"]
 
+    @pytest.mark.parametrize(("rows", "share", "cut"), [
+        (45, 0.01, 5), (3_000, 0.01, 300), (40_000, 0.01, 1_000), (200_000, 0.01, 2_000), (3_000, 0.2, 600)])
+    def test_a_cut_is_a_share_or_a_tenth_up_to_1000(self, rows, share, cut):
+        train = pd.DataFrame({"id": range(rows), "label": np.arange(rows) % 2})
+        task = {"splits": {"train": "train", "test": "test"}, "labels": ["a", "b"], "validation_share": share}
+        splits = common.make_splits({"train": train, "test": train[:4]}, task, common.KINDS["classification"])
+        assert [len(splits[name]) for name in ("train", "validation", "test")] == [rows - cut, cut, 4]
+
     def test_one_split_is_cut_80_10_10_in_proportion(self):
         record = common.load_data(flags("hsd")).record
         assert record["rows"] == {"train": 120, "validation": 15, "test": 15}
