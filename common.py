@@ -2787,7 +2787,8 @@ def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any
     """train, validation and test; those that the source lacks are cut from its train, stratified, with SPLIT_SEED.
 
     A cut is the catalog's share of train, and no less than a tenth of it up to 1,000 examples: with fewer, chance
-    chooses the epoch and the thresholds.
+    chooses the epoch and the thresholds. Where the catalog names a `group`, examples with one text in that column stay
+    together: a model that has been trained on a text knows it, which it does not know of the test's.
     """
     splits = {name: source[theirs] for name, theirs in task["splits"].items()}
     if "train" not in splits:
@@ -2797,11 +2798,22 @@ def make_splits(source: dict[str, pd.DataFrame], task: dict[str, Any], kind: Any
     strata, left = kind.strata(train, task), np.arange(len(train))
     for name, share in shares.items():
         size = max(round(share * len(train)), min(math.ceil(len(train) / 10), 1000))
-        rows = stratified_rows(strata[left], size, np.random.default_rng(SPLIT_SEED))
+        rng = np.random.default_rng(SPLIT_SEED)
+        rows = (whole_groups(train[task["group"]].iloc[left], size, rng) if "group" in task
+                else stratified_rows(strata[left], size, rng))
         splits[name] = train.iloc[left[rows]].reset_index(drop=True)
         left = np.delete(left, rows)
     splits["train"] = train.iloc[left].reset_index(drop=True)
     return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+def whole_groups(groups: pd.Series, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the rows of randomly drawn groups, ascending: no more groups than it takes for `total` rows."""
+    places = pd.factorize(groups)[0]
+    sizes = np.bincount(places)
+    order = rng.permutation(len(sizes))
+    drawn = order[:np.searchsorted(np.cumsum(sizes[order]), total) + 1]
+    return np.flatnonzero(np.isin(places, drawn))
 
 
 def sample_rows(strata: np.ndarray, split: str, args: argparse.Namespace) -> np.ndarray:

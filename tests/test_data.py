@@ -241,6 +241,23 @@ class TestSampling:
         splits = common.make_splits({"train": train, "test": train[:4]}, task, common.KINDS["classification"])
         assert [len(splits[name]) for name in ("train", "validation", "test")] == [rows - cut, cut, 4]
 
+    def test_groups_stay_together(self):
+        texts = [f"context {i // 3}" for i in range(300)]
+        train = pd.DataFrame({"id": range(300), "context": texts, "label": 0})
+        task = {"splits": {"train": "train", "test": "test"}, "labels": ["a"], "validation_share": 0.1,
+                "group": "context"}
+        splits = [common.make_splits({"train": train, "test": train[:4]}, task, common.KINDS["classification"])
+                  for _ in range(2)]
+        assert splits[0]["validation"].equals(splits[1]["validation"])
+        assert splits[0]["validation"]["context"].value_counts().tolist() == [3] * 10
+        assert len(splits[0]["train"]) == 270
+        assert not set(splits[0]["validation"]["context"]) & set(splits[0]["train"]["context"])
+
+    def test_squads_validation_has_contexts_of_its_own(self):
+        splits = common.load_data(flags("squad2")).splits
+        assert len(splits["validation"]) >= 17
+        assert not set(splits["validation"]["context"]) & set(splits["train"]["context"])
+
     def test_one_split_is_cut_80_10_10_in_proportion(self):
         record = common.load_data(flags("hsd")).record
         assert record["rows"] == {"train": 120, "validation": 15, "test": 15}
