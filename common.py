@@ -1623,9 +1623,8 @@ class Span(Kind):
 
     def figures(self, predictions: pd.DataFrame, _task: dict[str, Any], weights: np.ndarray) -> dict[str, np.ndarray]:
         """exact and f1 of all questions, of those that have an answer and of those that have none (NaN without any)."""
-        has_answer = (predictions["gold"] != "").to_numpy()
         scores = {}
-        for prefix, part in (("", has_answer | True), ("has_ans_", has_answer), ("no_ans_", ~has_answer)):
+        for prefix, part in self._parts(predictions).items():
             for name, column in (("exact", "correct"), ("f1", "f1")):
                 values = predictions[column].to_numpy(np.float64)
                 shares = ratio(weights @ (values * part), weights @ part)
@@ -1634,9 +1633,13 @@ class Span(Kind):
 
     def examples_of(self, metric: str, predictions: pd.DataFrame) -> int:
         """The questions that have an answer, or none, where the metric is of these alone."""
-        answered = int((predictions["gold"] != "").sum())
-        counts = {"has": answered, "no": len(predictions) - answered}
-        return counts.get(metric.partition("_ans_")[0], len(predictions))
+        parts = self._parts(predictions)
+        return int(parts.get(metric[:metric.rfind("_") + 1], parts[""]).sum())
+
+    def _parts(self, predictions: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The questions that metrics are over, bool (examples,), by what their names begin with."""
+        has_answer = (predictions["gold"] != "").to_numpy()
+        return {"": has_answer | True, "has_ans_": has_answer, "no_ans_": ~has_answer}
 
     def confusion(self, predictions: pd.DataFrame, _task: dict[str, Any]) -> pd.DataFrame:
         """Whether there is an answer (rows), and whether one is predicted (columns)."""
