@@ -78,6 +78,7 @@ COMPLETE = "complete.json"  # written last into a checkpoint: the size of each o
 # What the system says where a disk is full, over its quota, past the largest file, or broken.
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 LOST_PROCESS = r"Connection (closed|reset) by peer|remote process exited|Broken pipe"  # in the words of gloo and NCCL
+TOKENIZED_AT_ONCE = 1000  # texts: a tokenizer's lists take many times the memory of the arrays made of them
 SECONDS_BETWEEN_WRITES = 5  # of history.csv and steps.csv while an epoch runs
 EVAL_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # Trainer's, not ours to keep
 # Where installed, these draw what matplotlib's own DejaVu Sans lacks. (It cannot use colour emoji: they are bitmaps.)
@@ -811,8 +812,7 @@ class TokenDataset:
     def __init__(self, columns: dict[str, list[Any]], labels: np.ndarray, pads: dict[str, int], sequences: int = 1):
         sizes = np.array([len(ids) for ids in columns["input_ids"]], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
-        self.columns = {name: np.fromiter(chain.from_iterable(rows), np.int32, count=self.starts[-1])
-                        for name, rows in columns.items()}
+        self.columns = {name: np.concatenate(rows, dtype=np.int32) for name, rows in columns.items()}
         self.labels, self.pads, self.sequences = labels, pads, sequences
         self.lengths = sizes.reshape(-1, sequences).max(axis=1, initial=0)
         self.tokens = int(sizes.sum())
@@ -850,11 +850,17 @@ class TokenDataset:
 
 
 def tokenize(
-    tokenizer: Any, first: list[str], second: list[str] | None, max_length: int, **options: Any
-) -> dict[str, Any]:
-    """Token ids, and token types where the model takes them, as lists per text or pair, cut to `max_length` tokens."""
-    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False, **options}
-    return dict(tokenizer(first, second, **options))
+    tokenizer: Any, first: list[str], second: list[str] | None, max_length: int
+) -> dict[str, list[np.ndarray]]:
+    """Token ids, and token types where the model takes them: an int32 array per text or pair, cut to `max_length`."""
+    columns = {name: [] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
+    for start in range(0, len(first), TOKENIZED_AT_ONCE):
+        block = slice(start, start + TOKENIZED_AT_ONCE)
+        encoded = tokenizer(first[block], second and second[block], truncation=True, max_length=max_length,
+                            return_attention_mask=False)
+        for name, rows in columns.items():
+            rows += [np.array(ids, dtype=np.int32) for ids in encoded[name]]
+    return columns
 
 
 def pad_values(tokenizer: Any) -> dict[str, int]:
@@ -1473,8 +1479,8 @@ class Span(Kind):
             raise UserError("this model's tokenizer can't say which characters its tokens stand for; take another")
         columns = {name: [] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
         labels, examples, offsets, nulls = [], [], [], []
-        for first in range(0, len(table), 1000):  # the tokenizer's lists take many times the arrays' memory
-            rows = table.iloc[first:first + 1000]
+        for first in range(0, len(table), TOKENIZED_AT_ONCE):
+            rows = table.iloc[first:first + TOKENIZED_AT_ONCE]
             encoded = self._windows(rows, task, tokenizer, max_length)
             for name in columns:
                 columns[name] += [np.array(ids, dtype=np.int32) for ids in encoded[name]]
