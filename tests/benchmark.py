@@ -3,11 +3,13 @@
     python tests/benchmark.py                        all of it, about an hour on two cores
     python tests/benchmark.py --what train --repeats 5 --examples 800
     python tests/benchmark.py --what scale startup
+    python tests/benchmark.py --what train inference --precision bf16 --model google-bert/bert-base-uncased
 
 Every measurement is a process of its own, so that peak memory is its own; the peers take turns, and the table shows
 medians over the repeats and ratios within one turn. Needs the rows of MRPC and SST-2 and the model from the hub.
 
-train       one epoch: examples/s, and useful FLOP/s as a share of the machine's matrix-multiply peak in fp32
+train       one epoch: examples/s, and useful FLOP/s as a share of the peak of a matrix multiply, measured after
+            each worker on the same device in the same precision
 accuracy    three epochs: test accuracy, and seconds of training until validation accuracy reaches --target
 inference   the test split: examples/s, share of the peak
 scale       1,000, 10,000 and 67,349 rows of SST-2: microseconds per row of each step, peak memory
@@ -68,6 +70,13 @@ def load_stock(model):
     return AutoTokenizer.from_pretrained(model), AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
 
 
+def autocast(options):
+    """For the peers that take no precision: as Trainer and accelerate compute in bf16."""
+    import torch
+
+    return torch.autocast("cpu" if options.cpu else "cuda", torch.bfloat16, enabled=options.precision == "bf16")
+
+
 def stock_arguments(options, **changes):
     from transformers import TrainingArguments
 
@@ -75,7 +84,7 @@ def stock_arguments(options, **changes):
         "output_dir": tempfile.mkdtemp(), "num_train_epochs": 1, "per_device_train_batch_size": BATCH["train"],
         "per_device_eval_batch_size": BATCH["inference"], "learning_rate": 5e-5, "seed": options.seed,
         "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "logging_steps": 0.005,
-        "disable_tqdm": True, "use_cpu": options.cpu, **changes})
+        "disable_tqdm": True, "use_cpu": options.cpu, "bf16": options.precision == "bf16", **changes})
 
 
 def ours_data(options):
@@ -101,8 +110,9 @@ def ours_trainer(options, epochs):
     import train
 
     args = train.build_parser().parse_args([
-        "--dataset", options.dataset, "--model", options.model, "--seed", str(options.seed), "--precision", "fp32",
-        "--num-train-epochs", str(epochs), "--per-device-train-batch-size", str(BATCH["train"])])
+        "--dataset", options.dataset, "--model", options.model, "--seed", str(options.seed),
+        "--precision", options.precision, "--num-train-epochs", str(epochs),
+        "--per-device-train-batch-size", str(BATCH["train"])])
     train.complete(args)
     args.max_length = MAX_LENGTH
     tokenizer, model = train.load(args, data, None)
@@ -139,7 +149,7 @@ def train_accelerate_loop(options):
     from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup
 
     torch.manual_seed(options.seed)
-    accelerator = Accelerator(cpu=options.cpu)
+    accelerator = Accelerator(cpu=options.cpu, mixed_precision="bf16" if options.precision == "bf16" else "no")
     tokenizer, model = load_stock(options.model)
     rows = stock_dataset(options.rows / "train.jsonl", tokenizer, False)
     loader = torch.utils.data.DataLoader(rows, batch_size=BATCH["train"], shuffle=True,
@@ -167,7 +177,7 @@ def train_cross_encoder(options):
     arguments = CrossEncoderTrainingArguments(
         output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=BATCH["train"],
         learning_rate=5e-5, seed=options.seed, report_to="none", save_strategy="no", disable_tqdm=True,
-        use_cpu=options.cpu)
+        use_cpu=options.cpu, bf16=options.precision == "bf16")
     rows = datasets.Dataset.from_dict({"first": first, "second": second or [""] * len(first), "label": labels})
     trainer = CrossEncoderTrainer(model=model, args=arguments, train_dataset=rows, loss=CrossEntropyLoss(model))
     return {"seconds": trainer.train().metrics["train_runtime"]}
@@ -238,7 +248,7 @@ def inference_ours(options):
     kind = common.KINDS["classification"]
     start = time.perf_counter()
     rows = kind.encode(data.splits["test"], data.task, tokenizer, MAX_LENGTH)
-    outputs = common.predict(model.to(common.pick_device()), rows, kind, BATCH["inference"], "fp32")
+    outputs = common.predict(model.to(common.pick_device()), rows, kind, BATCH["inference"], options.precision)
     kind.predict(outputs.logits, data.splits["test"], data.task)
     return {"seconds": time.perf_counter() - start}
 
@@ -260,9 +270,10 @@ def inference_pipeline(options):
     first, second, _ = read_rows(options.rows / "test.jsonl")
     texts = [{"text": a, "text_pair": b} for a, b in zip(first, second, strict=True)] if second else first
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=BATCH["inference"],
-                        truncation=True, max_length=MAX_LENGTH)
+                        truncation=True, max_length=MAX_LENGTH, device=-1 if options.cpu else 0)
     start = time.perf_counter()
-    classify(texts)
+    with autocast(options):
+        classify(texts)
     return {"seconds": time.perf_counter() - start}
 
 
@@ -272,7 +283,8 @@ def inference_cross_encoder(options):
     first, second, _ = read_rows(options.rows / "test.jsonl")
     model = CrossEncoder(options.model, num_labels=2, max_length=MAX_LENGTH)
     start = time.perf_counter()
-    model.predict(list(zip(first, second or [""] * len(first), strict=True)), batch_size=BATCH["inference"])
+    with autocast(options):
+        model.predict(list(zip(first, second or [""] * len(first), strict=True)), batch_size=BATCH["inference"])
     return {"seconds": time.perf_counter() - start}
 
 
@@ -303,7 +315,7 @@ def scale_ours(options):
     lap("sample")
     list(common.LengthGroupedBatches(encoded.lengths, BATCH["train"], 0))
     lap("order")
-    outputs = common.predict(model, encoded, kind, BATCH["inference"], "fp32")
+    outputs = common.predict(model, encoded, kind, BATCH["inference"], options.precision)
     lap("predict")
     table = rows.join(kind.predict(outputs.logits, rows, data.task))
     common.write_csv(Path(tempfile.mkdtemp()) / "predictions.csv", table)
@@ -345,17 +357,22 @@ def prepare(options, dataset, folder):
     return model.num_parameters() - embeddings, tokens
 
 
-def peak_flops():
-    """FLOP/s of a float32 matrix multiply of a size that fits the caches, the best of ten tries."""
+def peak_flops(precision):
+    """FLOP/s of a matrix multiply that fits a CPU's caches, or fills a GPU: the best of ten tries."""
     import torch
 
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    on_gpu = torch.cuda.is_available()
+    size = 8192 if on_gpu else 1024
+    a, b = torch.randn(2, size, size, device="cuda" if on_gpu else "cpu",
+                       dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     best = 0.0
     for _ in range(10):
         start = time.perf_counter()
         for _ in range(10):
             a @ b
-        best = max(best, 10 * 2 * 1024**3 / (time.perf_counter() - start))
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
@@ -364,12 +381,13 @@ def run_worker(options, what, peer, dataset, rows, seed):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), "--worker", peer, "--what", what, "--dataset", dataset,
-         "--rows", str(rows), "--model", options.model, "--examples", str(options.examples), "--seed", str(seed)],
+         "--rows", str(rows), "--model", options.model, "--examples", str(options.examples), "--seed", str(seed),
+         "--precision", options.precision],
         cwd=rows, env={**environment, "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{what}, {peer}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
         return None
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "peak_flops": peak_flops(options.precision)}
 
 
 def compare(options, what):
@@ -377,6 +395,8 @@ def compare(options, what):
     from importlib.util import find_spec
 
     peers = [peer for peer in PEERS[what] if peer not in PACKAGES or find_spec(PACKAGES[peer])]
+    if options.precision == "bf16":
+        peers = [peer for peer in peers if peer != "setfit"]  # it has fp16 alone
     rows = []
     for dataset in DATASETS if what != "accuracy" else DATASETS[:1]:
         with tempfile.TemporaryDirectory() as folder:
@@ -394,20 +414,20 @@ def compare(options, what):
 def summarize(options, what, dataset, peer, found, parameters, tokens):
     """A row of the table: medians over the repeats, and the ratio within each turn."""
     real_tokens, examples = tokens["test" if what == "inference" else "train"]
-    examples *= 3 if what == "accuracy" else 1
-    real_tokens *= 3 if what == "accuracy" else 1
-    seconds = [run["seconds"] for run in found[peer]]
-    ratios = [run["seconds"] / ours["seconds"] for run, ours in zip(found[peer], found["ours"], strict=True)]
-    flops = (2 if what == "inference" else 6) * parameters * real_tokens / statistics.median(seconds)
-    row = {"what": what, "dataset": dataset, "who": NAMES[peer], "examples_per_s": round(
-        examples / statistics.median(seconds), 1), "ours_is_faster_by": round(statistics.median(ratios), 2),
-        "from_to": f"{min(ratios):.2f}-{max(ratios):.2f}", "useful_gflops": round(flops / 1e9, 1),
-        "share_of_peak": f"{flops / options.peak:.0%}", "peak_mb": round(statistics.median(
-            run["peak_mb"] for run in found[peer]))}
+    epochs = 3 if what == "accuracy" else 1
+    useful = (2 if what == "inference" else 6) * parameters * real_tokens * epochs
+    runs, seconds = found[peer], statistics.median(run["seconds"] for run in found[peer])
+    ratios = [run["seconds"] / ours["seconds"] for run, ours in zip(runs, found["ours"], strict=True)]
+    share = statistics.median(useful / run["seconds"] / run["peak_flops"] for run in runs)
+    row = {
+        "what": what, "dataset": dataset, "who": NAMES[peer], "examples_per_s": round(examples * epochs / seconds, 1),
+        "ours_is_faster_by": round(statistics.median(ratios), 2), "from_to": f"{min(ratios):.2f}-{max(ratios):.2f}",
+        "useful_gflops": round(useful / seconds / 1e9, 1), "share_of_peak": f"{share:.0%}",
+        "peak_mb": round(statistics.median(run["peak_mb"] for run in runs))}
     if what == "accuracy":
-        scores = [run["scores"][-1] for run in found[peer]]
+        scores = [run["scores"][-1] for run in runs]
         reached = [sum(run["epochs"][:next((i for i, score in enumerate(run["scores"]) if score >= options.target), 3)
-                                     + 1]) for run in found[peer]]
+                                     + 1]) for run in runs]
         row |= {"accuracy": round(statistics.mean(scores), 4),
                 "sd": round(statistics.stdev(scores), 4) if len(scores) > 1 else None,
                 f"s_to_{options.target}": round(statistics.median(reached), 1)}
@@ -471,6 +491,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=[*PEERS, "scale", "startup"], default=[*PEERS, "scale", "startup"])
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 leaves SetFit out")
     parser.add_argument("--examples", type=int, default=800, help="of train and of test")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--target", type=float, default=0.72, help="accuracy whose time is measured")
@@ -482,8 +503,6 @@ def main():
     if options.worker:
         work(options)
         return
-    options.peak = peak_flops()
-    print(f"peak of a float32 matrix multiply: {options.peak / 1e9:.0f} GFLOP/s")
     rows = []
     for what in options.what:
         table = compare(options, what) if what in PEERS else {"scale": scale, "startup": startup}[what](options)
