@@ -212,6 +212,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
                 if resuming and batches_done == 0:
                     self._load_rng_state(resume_from_checkpoint)
                 micro_batches, group = self._micro_batches(loader, epoch, batches_done), []
+                self._start_clock()
 
                 # 4. Micro-batches: forward, loss, backward. islice takes the next group, a shorter one at the end.
                 #    Where memory does not suffice for it, the update begins again with smaller micro-batches.
@@ -254,8 +255,10 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
                     # 6. Log, evaluate, save: what the callbacks asked for in on_step_end or on_epoch_end. A checkpoint
                     #    due at an epoch's last step waits for the epoch's end, so that it knows of its evaluation.
                     self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+                    self._stop_clock()
                     self._log_evaluate_save(model, trial, ignore_keys_for_eval, start_time, grad_norm, learning_rate,
                                             may_save=batches_done < batches_per_epoch)
+                    self._start_clock()
                     if self.control.should_epoch_stop or self.control.should_training_stop:
                         break
 
@@ -403,8 +406,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
             epoch_sums = saved.get("epoch_sums", [0.0, 0.0]) if first else [0.0, 0.0]
             self._epoch_sums = torch.tensor(epoch_sums, device=self.args.device)
             self._epoch_examples = saved.get("epoch_examples", 0)
-            self._epoch_seconds = saved.get("epoch_seconds", 0.0)  # of this epoch, spent before the checkpoint
-            self._epoch_start = time.time()
+            self._epoch_seconds = saved.get("epoch_seconds", 0.0)  # of this epoch's training, until the checkpoint
 
         def _sums(self, loss: Any, outputs: Any, labels: Any, weight: int) -> Any:
             """Loss and training score (kind.score) of a micro-batch, (2,); 0 for a share of 0."""
@@ -420,13 +422,21 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
             """Append the finished epoch's training loss, score and seconds to state.log_history; start new sums."""
             examples = int(self._epoch_examples)
             loss, score = (total / examples for total in self._over_processes(self._epoch_sums).tolist())
-            seconds = self._epoch_seconds + time.time() - self._epoch_start
+            self._stop_clock()  # after the line above, which waits for the device
             self.state.log_history.append({
                 "epoch": self.state.epoch, "step": self.state.global_step, "epoch_train_loss": loss,
-                f"epoch_train_{self.kind.train_metric}": score, "learning_rate": learning_rate, "seconds": seconds,
-                "samples_per_second": examples / seconds})
+                f"epoch_train_{self.kind.train_metric}": score, "learning_rate": learning_rate,
+                "seconds": self._epoch_seconds, "samples_per_second": examples / self._epoch_seconds})
             self._epoch_sums.zero_()
-            self._epoch_examples, self._epoch_seconds, self._epoch_start = 0, 0.0, time.time()
+            self._epoch_examples, self._epoch_seconds = 0, 0.0
+
+        def _start_clock(self) -> None:
+            """Count the time from here on as training; evaluating, saving and what callbacks do in between is none."""
+            self._clock_start = time.time()
+
+        def _stop_clock(self) -> None:
+            """Add the time since _start_clock() to the epoch's seconds."""
+            self._epoch_seconds += time.time() - self._clock_start
 
         # Checkpoints: Trainer writes pickles in place; these are safetensors and JSON, and appear whole or not at all.
 
@@ -453,7 +463,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
                 write_json(folder / "sums.json", {
                     "last_logged_step": self._globalstep_last_logged, "loss_since_log": sums[0],
                     "epoch_sums": sums[1:], "epoch_examples": int(self._epoch_examples), "cuts": self.cuts,
-                    "epoch_seconds": self._epoch_seconds + time.time() - self._epoch_start})
+                    "epoch_seconds": self._epoch_seconds})
                 write_json(folder / "trainer_state.json", dataclasses.asdict(self.state))  # save_to_json sorts names
                 write_json(folder / COMPLETE, {str(path.relative_to(folder)): path.stat().st_size
                                                for path in folder.rglob("*") if path.is_file()})

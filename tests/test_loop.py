@@ -174,6 +174,28 @@ def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_evaluating_saving_and_callbacks_are_not_counted_as_training(tmp_path, monkeypatch):
+    """On a clock that a step moves by 1 and all else by 1000, an epoch of ten steps takes 10 seconds."""
+    now = [0.0]
+    monkeypatch.setattr(common.time, "time", lambda: now[0])
+
+    class Clock(TrainerCallback):
+        def _move(self, _args, _state, _control, **_):
+            now[0] += 1000
+
+        on_train_begin = on_epoch_begin = on_epoch_end = on_evaluate = on_save = _move
+
+        def on_optimizer_step(self, _args, _state, _control, **_):
+            now[0] += 1
+
+    trainer = train(CustomTrainer, tmp_path, callbacks=[Clock()], save_strategy="steps", save_steps=4,
+                    eval_strategy="steps", eval_steps=3)
+    rows = [row for row in trainer.state.log_history if "epoch_train_loss" in row]
+    assert [row["seconds"] for row in rows] == [10, 10, 10]
+    assert [row["samples_per_second"] for row in rows] == [3.7, 3.7, 3.7]
+    assert common.read_json(tmp_path / "checkpoint-8" / "sums.json")["epoch_seconds"] == 8
+
+
 def test_the_seconds_before_a_checkpoint_count(tmp_path):
     train(CustomTrainer, tmp_path, callbacks=[Recorder(3)])
     sums = common.read_json(tmp_path / "checkpoint-3" / "sums.json")
