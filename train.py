@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help="compute activations again in the backward pass instead of keeping them (gradient "
                        "checkpointing): less memory, slower, the same result")
     group.add_argument("--compile", action="store_true",
-                       help="torch.compile the model: minutes at the start, faster steps on a GPU")
+                       help="torch.compile the model: minutes at the start; for a GPU and long trainings")
 
     group = parser.add_argument_group("run")
     group.add_argument("--seeds", type=common.seed_number, nargs="+", metavar="N",

@@ -1,6 +1,6 @@
 """How fast the scripts are beside their peers, measured in turns on this machine.
 
-    python tests/benchmark.py                        all of it, about an hour on two cores
+    python tests/benchmark.py                        all of it, an hour and a half on two cores
     python tests/benchmark.py --what train --repeats 5 --examples 800
     python tests/benchmark.py --what scale startup
     python tests/benchmark.py --what train inference --precision bf16 --model google-bert/bert-base-uncased
