@@ -431,7 +431,7 @@ def define_trainer() -> None:  # noqa: C901 - counts the methods inside
             self._epoch_examples, self._epoch_seconds = 0, 0.0
 
         def _start_clock(self) -> None:
-            """Count the time from here on as training; evaluating, saving and what callbacks do in between is none."""
+            """Count the time from here on as training; evaluating, saving and what lies between two epochs is none."""
             self._clock_start = time.time()
 
         def _stop_clock(self) -> None:
