@@ -863,7 +863,7 @@ def tokenize(
     tokenizer: Any, first: list[str], second: list[str] | None, max_length: int
 ) -> dict[str, list[np.ndarray]]:
     """Token ids, and token types where the model takes them: an int32 array per text or pair, cut to `max_length`."""
-    columns = {name: [] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
+    columns = {name: [] for name in pad_values(tokenizer)}
     for start in range(0, len(first), TOKENIZED_AT_ONCE):
         block = slice(start, start + TOKENIZED_AT_ONCE)
         encoded = tokenizer(first[block], second and second[block], truncation=True, max_length=max_length,
@@ -874,8 +874,9 @@ def tokenize(
 
 
 def pad_values(tokenizer: Any) -> dict[str, int]:
-    """The value that pads each input."""
-    return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    """The value that pads each input that the model takes of the tokenizer."""
+    values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    return {name: value for name, value in values.items() if name in tokenizer.model_input_names}
 
 
 class Kind:
@@ -1487,7 +1488,7 @@ class Span(Kind):
         """Windows over question and context, in the order of `table`; a question is cut to half of max_length."""
         if not tokenizer.is_fast:
             raise UserError("this model's tokenizer can't say which characters its tokens stand for; take another")
-        columns = {name: [] for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names}
+        columns = {name: [] for name in pad_values(tokenizer)}
         labels, examples, offsets, nulls = [], [], [], []
         for first in range(0, len(table), TOKENIZED_AT_ONCE):
             rows = table.iloc[first:first + TOKENIZED_AT_ONCE]
