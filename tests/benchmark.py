@@ -74,7 +74,7 @@ def autocast(options):
     """For the peers that take no precision: as Trainer and accelerate compute in bf16."""
     import torch
 
-    return torch.autocast("cpu" if options.cpu else "cuda", torch.bfloat16, enabled=options.precision == "bf16")
+    return torch.autocast("cpu" if options.cpu else "cuda", torch.bfloat16, enabled=options.bf16)
 
 
 def stock_arguments(options, **changes):
@@ -84,7 +84,7 @@ def stock_arguments(options, **changes):
         "output_dir": tempfile.mkdtemp(), "num_train_epochs": 1, "per_device_train_batch_size": BATCH["train"],
         "per_device_eval_batch_size": BATCH["inference"], "learning_rate": 5e-5, "seed": options.seed,
         "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "logging_steps": 0.005,
-        "disable_tqdm": True, "use_cpu": options.cpu, "bf16": options.precision == "bf16", **changes})
+        "disable_tqdm": True, "use_cpu": options.cpu, "bf16": options.bf16, **changes})
 
 
 def ours_data(options):
@@ -149,7 +149,7 @@ def train_accelerate_loop(options):
     from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup
 
     torch.manual_seed(options.seed)
-    accelerator = Accelerator(cpu=options.cpu, mixed_precision="bf16" if options.precision == "bf16" else "no")
+    accelerator = Accelerator(cpu=options.cpu, mixed_precision="bf16" if options.bf16 else "no")
     tokenizer, model = load_stock(options.model)
     rows = stock_dataset(options.rows / "train.jsonl", tokenizer, False)
     loader = torch.utils.data.DataLoader(rows, batch_size=BATCH["train"], shuffle=True,
@@ -177,7 +177,7 @@ def train_cross_encoder(options):
     arguments = CrossEncoderTrainingArguments(
         output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=BATCH["train"],
         learning_rate=5e-5, seed=options.seed, report_to="none", save_strategy="no", disable_tqdm=True,
-        use_cpu=options.cpu, bf16=options.precision == "bf16")
+        use_cpu=options.cpu, bf16=options.bf16)
     rows = datasets.Dataset.from_dict({"first": first, "second": second or [""] * len(first), "label": labels})
     trainer = CrossEncoderTrainer(model=model, args=arguments, train_dataset=rows, loss=CrossEntropyLoss(model))
     return {"seconds": trainer.train().metrics["train_runtime"]}
@@ -357,14 +357,14 @@ def prepare(options, dataset, folder):
     return model.num_parameters() - embeddings, tokens
 
 
-def peak_flops(precision):
+def peak_flops(bf16):
     """FLOP/s of a matrix multiply that fits a CPU's caches, or fills a GPU: the best of ten tries."""
     import torch
 
     on_gpu = torch.cuda.is_available()
     size = 8192 if on_gpu else 1024
     a, b = torch.randn(2, size, size, device="cuda" if on_gpu else "cpu",
-                       dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+                       dtype=torch.bfloat16 if bf16 else torch.float32)
     best = 0.0
     for _ in range(10):
         start = time.perf_counter()
@@ -387,7 +387,7 @@ def run_worker(options, what, peer, dataset, rows, seed):
     if done.returncode:
         print(f"{what}, {peer}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
         return None
-    return {**json.loads(done.stdout.splitlines()[-1]), "peak_flops": peak_flops(options.precision)}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(options, what):
@@ -395,7 +395,7 @@ def compare(options, what):
     from importlib.util import find_spec
 
     peers = [peer for peer in PEERS[what] if peer not in PACKAGES or find_spec(PACKAGES[peer])]
-    if options.precision == "bf16":
+    if options.bf16:
         peers = [peer for peer in peers if peer != "setfit"]  # it has fp16 alone
     rows = []
     for dataset in DATASETS if what != "accuracy" else DATASETS[:1]:
@@ -405,7 +405,8 @@ def compare(options, what):
             for repeat in range(options.repeats):
                 for peer in peers:  # in turns, so that a slow minute of the machine falls on all
                     print(f"{what}, {dataset}, {repeat + 1}/{options.repeats}: {peer}", file=sys.stderr)
-                    found[peer].append(run_worker(options, what, peer, dataset, Path(folder), repeat))
+                    run = run_worker(options, what, peer, dataset, Path(folder), repeat)
+                    found[peer].append(run and {**run, "peak_flops": peak_flops(options.bf16)})
         rows += [summarize(options, what, dataset, peer, found, parameters, tokens) for peer in peers
                  if all(found[peer])]
     return rows
@@ -500,6 +501,7 @@ def main():
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.bf16 = options.precision == "bf16"
     if options.worker:
         work(options)
         return
