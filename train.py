@@ -1,485 +1,469 @@
-"""Fine-tune a pretrained model on a task of the catalog, or on a file of your own.
+"""Fine-tune a pretrained model on a task of the catalog, or on a file of your own. The loop is in common.py.
 
-    python train.py --dataset mrpc
-    python train.py --dataset mrpc --seeds 1 2 3     several runs, evaluated: how much the seed moves the figures
-    python train.py --dataset my.csv --text-column text --label-column label
+    python train.py --list                           every key of the catalog
     python train.py --dataset mrpc --sample          no network, half a minute, figures without meaning
+    python train.py --dataset mrpc
+    python train.py --dataset my.csv --text-column text --label-column label
+    for seed in 1 2 3; do python train.py --dataset mrpc --seed $seed && python evaluate.py --dataset mrpc; done
+    torchrun --nproc-per-node 4 train.py --dataset mnli --per-device-train-batch-size 8
 
-The loop is CustomTrainer in common.py. What is written stands in runs/<dataset>/<model>/seed<k>/; of several seeds,
-seeds.csv and learning_curve.png stand beside their folders.
+What is written stands in runs/<dataset>/<model>/seed<k>/.
 """
 
 import argparse
 import contextlib
-import datetime
 import importlib.util
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def positive(text):
+    """A number above 0, whole where it has no point, for argparse."""
+    number = float(text) if set(text) & set(".eE") else int(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, allow_abbrev=False,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+add = parser.add_argument
+add("--list", action="store_true", help="print the catalog's keys and stop")
+# which run
+add("--dataset", metavar="KEY|FILE", help="a key of the catalog, or a .csv .tsv .jsonl .parquet file")
+add("--model", metavar="ID|FOLDER", help="hub id or local folder (google-bert/bert-base-uncased)")
+add("--seed", type=int, default=42, help="random seed (42)")
+add("--run", type=Path, metavar="DIR", help="the run folder, named outright")
+add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs (runs)")
+add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="folder for files that the hub lacks (data)")
+add("--sample", action="store_true", help="a few dozen rows and, without --model, a tiny model: figures mean nothing")
+add("--overwrite", action="store_true", help="replace the run that is there")
+add("--resume", action="store_true", help="go on from the run's last checkpoint")
+# data
+add("--text-column", nargs="+", metavar="NAME", help="text column of your own file; two for a pair")
+add("--label-column", metavar="NAME", help="label column of your own file")
+add("--train-per-class", type=positive, metavar="N", help="train on at most N examples of each label")
+add("--max-train-samples", type=positive, metavar="N", help="train on at most N examples, each label in proportion")
+add("--max-eval-samples", type=positive, metavar="N", help="validate and test on at most N, each label in proportion")
+add("--max-images", type=positive, metavar="N", help="gqa: the first N images of each split and their questions alone")
+# optimisation
+add("--num-train-epochs", type=positive, metavar="N", help="passes over the data (3; 12 of --sample's own model)")
+add("--learning-rate", type=positive, metavar="RATE", help="highest rate (5e-5; 2e-3 of --sample's own model)")
+add("--per-device-train-batch-size", type=positive, default=16, metavar="N", help="examples per micro-batch (16)")
+add("--gradient-accumulation-steps", type=positive, default=1, metavar="K", help="micro-batches per update (1)")
+add("--max-grad-norm", type=float, default=1.0, help="the gradient is scaled down to this L2 norm; 0: never (1)")
+add("--optim", default="adamw_torch_fused", choices=["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"])
+add("--weight-decay", type=float, default=0.0, help="AdamW's decay factor (0)")
+add("--lr-scheduler-type", default="linear", help="step: times --step-gamma after each epoch (linear)",
+    choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "step"])
+add("--step-gamma", type=positive, default=0.9, help="factor per epoch of the step schedule (0.9)")
+add("--warmup-steps", type=float, default=0.0, help="updates until the highest rate; below 1: a share of all (0)")
+add("--class-weights", choices=["none", "balanced"], default="none", help="balanced: rare labels count more (none)")
+add("--early-stopping-patience", type=positive, metavar="N", help="stop after N epochs without a better score (off)")
+# model
+add("--max-length", type=positive, metavar="TOKENS", help="longer inputs are cut (the catalog's figure)")
+add("--dropout", type=float, help="every dropout rate of the model (its own)")
+add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto", help="auto: what the hardware multiplies")
+add("--group-by-length", action=argparse.BooleanOptionalAction, default=True, help="batches of like length (on)")
+add("--lora-rank", type=positive, metavar="R", help="train the head, and matrices of rank R beside frozen layers (off)")
+add("--activation-checkpointing", action="store_true", help="less memory, slower, the same result")
+add("--compile", action="store_true", help="torch.compile: minutes at the start; for a GPU and long trainings")
+# run
+add("--save-steps", type=positive, metavar="N", help="checkpoint every N updates too (after each epoch)")
+add("--logging-steps", type=positive, default=0.005, metavar="N", help="updates per row of steps.csv; a share (0.005)")
+add("--per-device-eval-batch-size", type=positive, default=32, metavar="N", help="examples per evaluated batch (32)")
+add("--keep-epochs", type=int, nargs="+", default=[], metavar="EPOCH",
+    help="keep hidden states of 1,000 validation examples after these epochs (0: before training)")
+add("--report-to", choices=["none", "wandb", "tensorboard"], default="none", help="also log there (none)")
+args = parser.parse_args()
+
+toy = args.sample and not args.model
+args.num_train_epochs = args.num_train_epochs or (12 if toy else 3)
+args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
+args.step_gamma = args.step_gamma if args.lr_scheduler_type == "step" else None
+for fault, holds in {
+    "no --dataset given; --list prints the keys": not (args.dataset or args.list),
+    "give --resume or --overwrite, not both": args.resume and args.overwrite,
+    f"--seed {args.seed} is not from 0 to 2^32 - 1": not 0 <= args.seed < 2**32,
+    f"--dropout {args.dropout} is not from 0 up to, not including, 1": not 0 <= (args.dropout or 0) < 1,
+    "--max-grad-norm, --weight-decay and --warmup-steps are 0 or more": min(args.max_grad_norm, args.weight_decay,
+                                                                           args.warmup_steps) < 0,
+    f"--warmup-steps does nothing with --lr-scheduler-type {args.lr_scheduler_type}; constant_with_warmup has one":
+        args.warmup_steps and args.lr_scheduler_type in ("constant", "step"),
+    f"--keep-epochs takes epochs from 0 to {args.num_train_epochs}":
+        not all(0 <= epoch <= args.num_train_epochs for epoch in args.keep_epochs),
+    f"--report-to {args.report_to} needs that package: pip install {args.report_to}":
+        args.report_to != "none" and not importlib.util.find_spec(args.report_to),
+    "--lora-rank needs the package peft: pip install peft": args.lora_rank and not importlib.util.find_spec("peft"),
+}.items():
+    if holds:
+        parser.error(fault)
+if toy or args.list:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+elif "HF_HUB_OFFLINE" not in os.environ:
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5).close()
+    except OSError as error:
+        if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:  # any other answer is a sign of life
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            print(f"{hub} can't be reached ({error}): taking what was fetched before", flush=True)
+
+import datetime
 import json
 import math
-import os
 import shlex
 import shutil
+import signal
 import sys
 import time
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 import common
-import evaluate
-from common import KINDS, Data, UserError, command
-from visualize import changed_by_hand, draw_learning_curve, write_report
+from common import PROCESS, PROCESSES, UserError
 
-SHOWN_LABELS = 20  # printed with their counts
-KEPT_EXAMPLES = 1000  # validation examples whose hidden states --keep-epochs keeps
-# What --overwrite deletes: what the scripts write, but for errors.csv and the like, in which a person wrote.
-OUTPUTS = (
-    "history.csv", "steps.csv", "learning_curve.png", "train_texts.csv", "epoch_states.npz", "model/", "checkpoint-*/",
-    "predictions.csv", "metrics.csv", "baselines.csv", "confusion.*", "calibration.*", "risk_coverage.csv",
-    "timing.csv", "hidden_states.npz", "tags.csv", "slices.csv", "error_types.*", "error_causes.*", "error_solutions.*",
-    "llm_predictions.csv", "llm_metrics.csv", "llm_compare.png", "llm_journal*.jsonl", "disagreements.csv",
-    "embedding_*", "explorer.html", "report.*")
-# What a finished run must have in common with the flags of --resume, so that it goes on as it began.
-FIXED_ON_RESUME = (
-    "dataset", "model", "seed", "sample", "text_column", "label_column", "train_per_class", "max_train_samples",
-    "max_eval_samples", "max_images", "max_length", "dropout", "class_weights", "learning_rate", "num_train_epochs",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "weight_decay", "warmup_steps",
-    "lr_scheduler_type", "step_gamma", "optim", "precision", "group_by_length", "early_stopping_patience",
-    "lora_rank")
+FREE = ("list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_steps", "report_to",
+        "per_device_eval_batch_size")  # flags that may change when a run is resumed
+# What --overwrite deletes: what the scripts write, but for errors*.csv and the like, in which a person wrote.
+OUTPUTS = ("run.json", "history.csv", "steps.csv", "train_texts.csv", "epoch_states.npz", "model", "checkpoint-*",
+           "predictions.csv", "metrics.csv", "baselines.csv", "confusion.*", "calibration.*", "timing.csv",
+           "hidden_states.npz", "tags.csv", "slices.csv", "error_*.*", "llm_*", "disagreements.csv", "report.md",
+           "report.tex", "learning_curve.png", "embedding_*", "explorer.html")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag of train.py, spelled as in transformers.TrainingArguments, with dashes."""
-    parser = common.Parser(prog="train.py", description="Fine-tune a pretrained model; the loop is written out.")
-    parser.add_argument("--list", action="store_true", help="print the catalog's keys and stop")
-    common.add_run_flags(parser)
+class RunLog(TrainerCallback):
+    """Writes history.csv and steps.csv, prints a line per epoch, draws progress bars, and saves when asked to stop.
 
-    group = parser.add_argument_group("data")
-    group.add_argument("--text-column", nargs="+", metavar="NAME", help="text column of your own file; two for a pair")
-    group.add_argument("--label-column", metavar="NAME", help="label column of your own file")
-    group.add_argument("--train-per-class", type=common.positive_int, metavar="N",
-                       help="train on at most N examples of each label")
-    group.add_argument("--max-train-samples", type=common.positive_int, metavar="N",
-                       help="train on at most N examples, each label in proportion")
-    group.add_argument("--max-images", type=common.positive_int, metavar="N",
-                       help="gqa: only the first N images of each split, and the questions about them")
-
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--num-train-epochs", type=common.positive_int, metavar="N",
-                       help="passes over the training data; off: 3, with --sample's own model 12")
-    group.add_argument("--learning-rate", type=common.positive_float, metavar="RATE",
-                       help="highest rate of the schedule; off: 5e-5, with --sample's own model 2e-3")
-    group.add_argument("--per-device-train-batch-size", type=common.positive_int, default=16, metavar="N",
-                       help="examples per micro-batch")
-    group.add_argument("--gradient-accumulation-steps", type=common.positive_int, default=1, metavar="K",
-                       help="micro-batches per optimizer step")
-    group.add_argument("--max-grad-norm", type=common.non_negative_float, default=1.0,
-                       help="the gradient is scaled down to this L2 norm; 0: never")
-    group.add_argument("--optim", default="adamw_torch_fused", help="optimizer",
-                       choices=["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"])
-    group.add_argument("--weight-decay", type=common.non_negative_float, default=0.0, help="AdamW's decay factor")
-    group.add_argument("--lr-scheduler-type", default="linear",
-                       choices=["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "step"],
-                       help="step: multiply the rate by --step-gamma after each epoch")
-    group.add_argument("--step-gamma", type=common.positive_float, default=0.9,
-                       help="factor per epoch of the step schedule")
-    group.add_argument("--warmup-steps", type=common.non_negative_float, default=0.0,
-                       help="optimizer steps until the rate is at its highest; below 1: a share of all steps")
-    group.add_argument("--class-weights", choices=["none", "balanced"], default="none",
-                       help="balanced: an example counts n / (labels * examples of its label)")
-    group.add_argument("--early-stopping-patience", type=common.positive_int, metavar="N",
-                       help="stop after N epochs without a better validation score; off: never")
-
-    group = parser.add_argument_group("model")
-    group.add_argument("--max-length", type=common.positive_int, metavar="TOKENS",
-                       help="longer inputs are cut; off: the catalog's figure")
-    group.add_argument("--dropout", type=common.fraction, help="every dropout rate of the model; off: the model's own")
-    group.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                       help="auto: bf16 or fp16 where the hardware has it natively, else fp32")
-    group.add_argument("--group-by-length", action=argparse.BooleanOptionalAction, default=True,
-                       help="put examples of like length into one batch")
-    group.add_argument("--lora-rank", type=common.positive_int, metavar="R",
-                       help="train the head, and matrices of rank R beside the frozen layers (LoRA, Hu et al. 2022): "
-                       "less memory; needs the package peft; off: train all weights")
-    group.add_argument("--activation-checkpointing", action="store_true",
-                       help="compute activations again in the backward pass instead of keeping them (gradient "
-                       "checkpointing): less memory, slower, the same result")
-    group.add_argument("--compile", action="store_true",
-                       help="torch.compile the model: minutes at the start; for a GPU and long trainings")
-
-    group = parser.add_argument_group("run")
-    group.add_argument("--seeds", type=common.seed_number, nargs="+", metavar="N",
-                       help="train and evaluate a run per seed; seeds.csv and the learning curves of all")
-    group.add_argument("--resume", action="store_true",
-                       help="go on from the last checkpoint of the run; with --seeds: keep the runs that are finished, "
-                       "go on with the one that is not, start the others, and evaluate them all again")
-    group.add_argument("--save-steps", type=common.positive_int, metavar="N",
-                       help="checkpoint every N optimizer steps too; off: after each epoch")
-    group.add_argument("--logging-steps", type=common.positive_float, default=0.005, metavar="N",
-                       help="optimizer steps per row of steps.csv; below 1: a share of all steps")
-    group.add_argument("--per-device-eval-batch-size", type=common.positive_int, default=32, metavar="N",
-                       help="examples per forward pass of the evaluation")
-    group.add_argument("--keep-epochs", type=common.non_negative_int, nargs="+", default=[], metavar="EPOCH",
-                       help="keep the hidden states of up to 1,000 validation examples after these epochs (0: before "
-                       "training) for embedding_epochs.png")
-    group.add_argument("--report-to", choices=["none", "wandb", "tensorboard"], default="none",
-                       help="also log there; needs that package")
-    return parser
-
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    """Train once per seed; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    if args.list:
-        print(common.as_text(common.catalog_table()))
-        return 0
-    complete(args)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of several processes each would warn of what does no harm
-    with contextlib.redirect_stdout(sys.stdout if common.launched()[0] == 0 else None):  # one process speaks
-        (train_seeds if args.seeds else train)(args, argv if argv is not None else sys.argv[1:])
-    return 0
-
-
-def complete(args: argparse.Namespace) -> None:
-    """Fill in what the flags leave open; UserError where they contradict each other or need what is not there."""
-    toy = args.sample and not args.model
-    args.num_train_epochs = args.num_train_epochs or (12 if toy else 3)
-    check_flags(args)
-    args.model = args.model or (common.SAMPLE_MODEL if args.sample else common.DEFAULT_MODEL)
-    args.seed = common.DEFAULT_SEED if args.seed is None else args.seed
-    args.learning_rate = args.learning_rate or (2e-3 if toy else 5e-5)
-    args.step_gamma = args.step_gamma if args.lr_scheduler_type == "step" else None
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """UserError for the first fault of the flags."""
-    if not args.dataset:
-        raise UserError("no --dataset given; python train.py --list prints the keys")
-    seeds, last = args.seeds or [], max(args.keep_epochs, default=0)
-    is_own_file = Path(args.dataset).suffix.lower() in common.TABLE_READERS
-    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
-    faults = {
-        "give --seed or --seeds, not both": seeds and args.seed is not None,
-        f"--seeds {' '.join(map(str, seeds))} names a seed twice": len(set(seeds)) < len(seeds),
-        "give --resume or --overwrite, not both": args.resume and args.overwrite,
-        "--run names one folder; it can't hold several --seeds": args.run and seeds,
-        f"--text-column and --label-column are for a file of your own, not for {args.dataset}":
-            (args.text_column or args.label_column) and not is_own_file,
-        f"--warmup-steps does nothing with --lr-scheduler-type {args.lr_scheduler_type}; constant_with_warmup has one":
-            args.warmup_steps and args.lr_scheduler_type in ("constant", "step"),
-        f"--keep-epochs {last} is beyond the {args.num_train_epochs} epochs of the training":
-            last > args.num_train_epochs,
-        f"the loop does not shard a model ({', '.join(sharded)}): use accelerate's MULTI_GPU or MULTI_CPU; where the "
-        "model does not fit, try --lora-rank, --activation-checkpointing, a smaller --model": sharded}
-    packages = {"--report-to": args.report_to, "--lora-rank": "peft" if args.lora_rank else "none"}
-    faults |= {f"{flag} needs the package {package}: pip install {package}":
-               package != "none" and not importlib.util.find_spec(package) for flag, package in packages.items()}
-    for message, holds in faults.items():
-        if holds:
-            raise UserError(message)
-
-
-def train_seeds(args: argparse.Namespace, argv: list[str]) -> None:
-    """A run per seed, each evaluated, then seeds.csv and learning_curve.png in the folder above theirs."""
-    runs = [argparse.Namespace(**vars(args) | {"seed": seed}) for seed in args.seeds]
-    folders = [common.run_folder(one) for one in runs]
-    kept = [args.resume and is_finished(folder) for folder in folders]
-    for one, folder in zip(runs, folders, strict=True):
-        find_checkpoint(folder, one)  # what is in the way of the last one is said before the first one trains for hours
-    for one, folder, is_kept in zip(runs, folders, kept, strict=True):
-        if is_kept:
-            print(f"seed {one.seed}: finished before, kept as it is in {folder}")
-        else:
-            train(one, argv)
-        evaluate.evaluate_run(evaluate.build_parser().parse_args([
-            "--run", str(folder), "--data-dir", str(args.data_dir),
-            "--per-device-eval-batch-size", str(args.per_device_eval_batch_size)]))
-    if common.launched()[0] == 0:
-        draw_learning_curve(folders, folders[0].parent / "learning_curve.png")
-        write_seeds(folders[0].parent / "seeds.csv", folders, args.seeds)
-
-
-def write_seeds(path: Path, folders: list[Path], seeds: list[int]) -> None:
-    """Write seeds.csv: mean, sample standard deviation, least and greatest of each test metric over the seeds."""
-    tables = [common.read_csv(folder / "metrics.csv", ["value"], ["metric"]) for folder in folders]
-    values = pd.concat([table.set_index("metric")["value"] for table in tables], axis=1)
-    summary = pd.DataFrame({"mean": values.mean(axis=1), "sd": values.std(axis=1, ddof=1), "n": len(seeds),
-                            "min": values.min(axis=1), "max": values.max(axis=1), "seeds": " ".join(map(str, seeds))})
-    common.write_csv(path, summary.reset_index(names="metric"))
-    main = summary.loc[common.read_json(folders[0] / "run.json")["task"]["metrics"]]
-    print(f"{len(seeds)} seeds, test, mean +- standard deviation: "
-          + ", ".join(f"{row.Index} {row.mean:.4f} +- {row.sd:.4f}" for row in main.itertuples())
-          + f"; written to {path}")
-
-
-def train(args: argparse.Namespace, argv: list[str]) -> None:
-    """One run: data, model, loop, model/ and run.json."""
-    folder, is_first = common.run_folder(args), common.launched()[0] == 0
-    common.hold(folder)
-    with common.first_process_first():
-        checkpoint = find_checkpoint(folder, args)
-        replaces = is_first and checkpoint is None and (folder / "run.json").is_file()
-    with common.first_process_first():
-        data = common.load_data(args)
-        report_data(data, args)
-        tokenizer, model = load(args, data, checkpoint)
-    args.max_length = common.usable_length(tokenizer, model, args.max_length or data.task["max_length"])
-    run = describe(args, argv, data, model)
-    if args.lora_rank:
-        model = common.add_lora(model, args.lora_rank)
-    if is_first:
-        common.write_json(folder / "run.json", run)
-        if replaces:  # only now: data and model are there, so the new run will be too
-            remove_old_run(folder)
-        write_train_texts(folder, data)
-
-    log = common.RunLog(folder, args.save_steps, KINDS[data.task["kind"]].tuned)
-    trainer = build_trainer(args, log, data, tokenizer, model)
-    start = time.perf_counter()
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.accelerator.wait_for_everyone()  # all have loaded the best epoch: its checkpoint can go
-    except BaseException:
-        log.close(broken=True)
-        raise
-    if is_first:
-        finish(folder, run, trainer, tokenizer, time.perf_counter() - start)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a finished run."""
-    return (folder / "run.json").is_file() and bool(common.read_json(folder / "run.json")["finished"])
-
-
-def find_checkpoint(folder: Path, args: argparse.Namespace) -> Path | None:
-    """The checkpoint that --resume goes on from; None where there is nothing to go on from, nor anything in the way.
-
-    UserError: a run that neither --resume nor --overwrite may touch, nothing to resume, or a run of other flags.
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and end the run with exit code 130; a second one ends it at
+    once. eval_columns: what history.csv has of an evaluation, in this order.
     """
-    if args.overwrite:
-        return None
-    before = common.read_json(folder / "run.json") if (folder / "run.json").is_file() else None
-    finished = is_finished(folder)
-    checkpoints = common.whole_checkpoints(folder) if args.resume and not finished else []
-    if args.resume and not args.seeds and (before is None or finished or not checkpoints):
-        state = "holds a finished run" if finished else "holds no checkpoint"
-        raise UserError(f"nothing to resume: {folder} {state}; leave --resume out")
-    if args.resume and before and (finished or checkpoints):
-        args.max_length = args.max_length or before["args"]["max_length"]  # the one flag that the catalog resolves
-        changed = {f"--{name.replace('_', '-')}": (before["args"][name], getattr(args, name))
-                   for name in FIXED_ON_RESUME if before["args"][name] != as_json(getattr(args, name))}
-        if before["hardware"]["processes"] != common.launched()[1]:  # the order of the examples hangs on it
-            changed["the number of processes"] = before["hardware"]["processes"], common.launched()[1]
-        if changed:
-            differences = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in changed.items())
-            raise UserError(f"--resume goes on with the run's own flags; these differ: {differences} ({folder})")
-        return None if finished else checkpoints[-1]
-    if before and not args.resume:
-        state, resume = "an unfinished", ", --resume goes on with it"
-        if finished:
-            state, resume = "a finished", ", --resume keeps it" if args.seeds else ""
-        raise UserError(f"{folder} holds {state} run; --overwrite replaces it{resume}")
-    return None
+
+    def __init__(self, folder, eval_columns, save_steps):
+        self.folder, self.eval_columns, self.save_steps = folder, eval_columns, save_steps
+        self.bar, self.signal, self.written, self.handlers = None, None, 0.0, {}
+
+    def on_train_begin(self, _args, _state, _control, **_):
+        """Take over the signals."""
+        self.handlers = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(self, number, _frame):
+        """Remember the signal; the next one is again what it was before."""
+        self.signal = signal.Signals(number).name
+        if PROCESSES == 1:  # torchrun sends one more whenever it gets one
+            signal.signal(number, self.handlers[number])
+
+    def close(self):
+        """Give the signals back and clear the bar off the screen."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_epoch_begin(self, args, state, _control, **_):
+        """Begin the epoch's bar, where it was left if the run is resumed."""
+        updates, epochs = math.ceil(state.max_steps / args.num_train_epochs), math.ceil(args.num_train_epochs)
+        self.bar = common.progress(None, f"epoch {state.global_step // updates + 1}/{epochs}", total=updates,
+                                   initial=state.global_step % updates)
+
+    def on_step_end(self, _args, state, control, **_):
+        """Save where --save-steps or a signal asks for it; several processes agree on that when they log."""
+        self.bar.update()
+        told = self.signal is not None
+        if PROCESSES > 1:
+            told = control.should_log and any(gather_object([told]))
+            self.signal = (self.signal or "a signal") if told else self.signal
+        control.should_save |= told or bool(self.save_steps and state.global_step % self.save_steps == 0)
+
+    def on_log(self, _args, state, _control, logs, **_):
+        """Show the loss; every five seconds write the tables, each time whole."""
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+            if time.monotonic() > self.written + 5:
+                self.write(state)
+
+    def on_epoch_end(self, _args, _state, control, **_):
+        """Have the last, short interval of the epoch logged too."""
+        self.bar.close()
+        control.should_log = True
+
+    def on_evaluate(self, args, state, _control, **_):
+        """Print the epoch's line."""
+        row = self.write(state).iloc[-1]
+        shown = row.drop([f"eval_{name}" for name in kind.tuned])
+        scores = {part: "  ".join(f"{name.removeprefix(part)} {value:.4f}" for name, value in shown.items()
+                                  if name.startswith(part)) for part in ("train_", "eval_")}
+        print(f"epoch {row['epoch']:g}/{args.num_train_epochs:g}:  train {scores['train_']}  |  eval {scores['eval_']}"
+              f"  |  {row['seconds'] / 60:.2f} min", flush=True)
+
+    def on_save(self, _args, state, _control, **_):
+        """Write the tables; end the run where a signal asked for the checkpoint."""
+        self.write(state)
+        if self.signal:
+            raise UserError(f"stopped by {self.signal} at step {state.global_step} of {state.max_steps}, checkpoint "
+                            "saved; go on with the same command and --resume", code=130)
+
+    def write(self, state):
+        """Write steps.csv, a row per log, and history.csv, a row per epoch; returns the latter."""
+        evaluations = {row["step"]: row for row in state.log_history if "eval_loss" in row}
+        rows = []
+        for train in (row for row in state.log_history if "epoch_train_loss" in row):
+            scores = {name.removeprefix("epoch_"): value for name, value in train.items() if name.startswith("epoch_")}
+            evaluation = evaluations.get(train["step"], {})
+            rows.append({"epoch": train["epoch"], "train_loss": scores.pop("train_loss"), **scores,
+                         **{name: evaluation[name] for name in self.eval_columns if name in evaluation},
+                         **{name: train[name] for name in ("learning_rate", "seconds", "samples_per_second")}})
+        history = pd.DataFrame(rows)
+        steps = pd.DataFrame([row for row in state.log_history if "loss" in row],
+                             columns=["step", "epoch", "loss", "grad_norm", "learning_rate"])
+        if PROCESS == 0:
+            common.write_csv(self.folder / "history.csv", history)
+            common.write_csv(self.folder / "steps.csv", steps)
+        self.written = time.monotonic()
+        return history
 
 
-def remove_old_run(folder: Path) -> None:
-    """Delete OUTPUTS in `folder` and in its on-<dataset> folders, but for a report that was changed by hand."""
-    for path in chain.from_iterable(folder.glob(pattern) for pattern in OUTPUTS):
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not (path.stem == "report" and changed_by_hand(path)):
-            path.unlink()
-    for other in folder.glob("on-*/"):
-        remove_old_run(other)
-        (other / "run.json").unlink(missing_ok=True)
+class KeepStates(TrainerCallback):
+    """Keeps what the head sees of some validation examples, before training (epoch 0) and after chosen epochs.
+
+    `path`, an .npz: id, gold (examples,); epoch (epochs,); vector, float32 (epochs, examples, hidden size); predicted,
+    correct, confidence (epochs, examples). look: model -> (table of predictions with ids, vectors).
+    """
+
+    def __init__(self, path, epochs, look):
+        self.path, self.epochs, self.look = path, epochs, look
+
+    def on_train_begin(self, _args, state, _control, model, **_):
+        """Keep epoch 0."""
+        if state.global_step == 0:
+            self.keep(0, model)
+
+    def on_epoch_end(self, _args, state, _control, model, **_):
+        """Keep the epoch that ends."""
+        self.keep(round(state.epoch), model)
+
+    def keep(self, epoch, model):
+        """Add the epoch to the file, behind those before it."""
+        if epoch not in self.epochs:
+            return
+        table, vectors = self.look(model)
+        new = {"epoch": np.array([epoch]), "vector": vectors[None]}
+        new |= {name: table[name].to_numpy(dtype=kind)[None] for name, kind in
+                {"predicted": np.str_, "correct": bool, "confidence": np.float32}.items()}
+        if self.path.is_file():
+            with np.load(self.path, allow_pickle=False) as kept:  # after a resume it may hold this epoch already
+                before = kept["epoch"] < epoch
+                new = {name: np.concatenate([kept[name][before], array]) for name, array in new.items()}
+        new |= {name: table[name].to_numpy(dtype=np.str_) for name in ("id", "gold")}
+        if PROCESS == 0:
+            common.write_whole(self.path, lambda part: np.savez(part, **new))
 
 
-def as_json(value: Any) -> Any:
-    """`value` as it comes back from run.json."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def report_data(data: Data, args: argparse.Namespace) -> None:
-    """Print what the model is trained and tested on."""
-    record = data.record
-    revision = f", revision {record['revision'][:12]}" if record["revision"] else ""
-    print(f"{data.task['title']}\nsource: {record['source']}{revision}")
-    print(f"splits: {record['why']}")
+def print_data(task, record):
+    """Say what the model is trained and tested on."""
+    revision = f", revision {record['revision']}" if record["revision"] else ""
+    print(f"{task['title']}\nsource: {record['source']}{revision}\nsplits: {record['why']}")
     for name, used in record["used"].items():
-        sampled = f" of {record['rows'][name]}" if used < record["rows"][name] else ""
-        counts = [f"{label} {count}" for label, count in record["labels"][name].items()]
-        more = [f"and {len(counts) - SHOWN_LABELS} labels more"] if len(counts) > SHOWN_LABELS else []
-        print(f"  {name:<10} {used}{sampled} examples; " + ", ".join(counts[:SHOWN_LABELS] + more))
+        whole, counts = record["rows"][name], record["labels"][name]
+        some = ", ".join(f"{label} {count}" for label, count in list(counts.items())[:20])
+        print(f"  {name:<10} {used}" + f" of {whole}" * (used < whole) + f" examples; {some}"
+              + f" and {len(counts) - 20} labels more" * (len(counts) > 20))
     for name, dropped in record["dropped"].items():
         print(f"  dropped from the source's {name}: " + ", ".join(f"{n} {why}" for why, n in dropped.items() if n))
-    counts = record["labels"]["train"]
-    unseen = [label for label in data.task["labels"] if counts.get(label) == 0] if "labels" in data.task else []
-    if unseen:
-        print(f"  no training example has the label {', '.join(unseen[:SHOWN_LABELS])}: the model can't learn it")
-    for pair, found in data.leakage.items():
+    unseen = [label for label in task.get("labels", []) if label not in data.splits["train"]["label"].unique()]
+    if task["kind"] == "classification" and unseen:
+        print(f"  no training example has the label {', '.join(unseen[:20])}: the model can't learn it")
+    for pair, found in record["leakage"].items():
         if found["n"]:
-            print(f"  {pair}: {found['n']} examples of {pair.split('/')[1]} ({found['share']:.1%}) have the words of a "
-                  "training example")
+            print(f"  {pair}: {found['n']} of {pair[6:]}'s examples ({found['share']:.1%}) stand in train too")
     if args.sample:
         print("sample rows: the figures of this run mean nothing")
 
 
-def load(args: argparse.Namespace, data: Data, checkpoint: Path | None) -> tuple[Any, Any]:
-    """Tokenizer and model: the checkpoint's, the one of --sample, or --model's; the head starts from --seed.
+if args.list:
+    rows = [{"key": key, "row": entry["row"], "kind": entry["kind"], "labels": len(entry.get("labels", "")) or "-",
+             "examples": "/".join(str(entry.get("rows", {}).get(name, "?")) for name in entry["splits"].values()),
+             "from": "by hand" if "by_hand" in entry else "hub" if "hub" in entry else "download",
+             "licence": entry["licence"].split("(")[0].split(";")[0].strip()[:32], "source": entry["source"]}
+            for key, entry in common.catalog().items()]
+    print(pd.DataFrame(rows).to_string(index=False))
+    sys.exit(0)
+if PROCESS > 0:
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - of several processes the first one speaks
 
-    With --lora-rank a checkpoint holds the trained matrices alone, which Trainer loads into the model that it began
-    with.
-    """
-    from transformers import set_seed
+# 1. The folder: nobody else's, not in the way of a finished run, and where there is something to go on from.
+task = common.find_task(args.dataset, args.text_column, args.label_column)
+kind = common.kind_of(task)
+args.model = args.model or (common.SAMPLE_MODEL if args.sample else "google-bert/bert-base-uncased")
+args.max_length = args.max_length or task["max_length"]
+precision, device = common.choose_precision(args.precision), common.pick_device()
+if args.class_weights == "balanced" and not kind.takes_class_weights:
+    raise UserError(f"--class-weights is for classification, not for {task['kind']}")
+if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp32 without a word
+    raise UserError("--precision fp16 takes a GPU; a CPU trains in fp32 or bf16")
+folder = args.run or (args.runs_dir / common.dataset_slug(args.dataset) / common.model_slug(args.model)
+                      / f"seed{args.seed}")
+if PROCESS == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is at work in {folder}; wait until it has ended, or take another folder"
+                        ) from None
+before = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else None
+checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+whole = [path for path in checkpoints if (path / "sums.json").is_file()]
+if before and not args.resume and not args.overwrite:
+    state = "a finished" if before["finished"] else "an unfinished"
+    raise UserError(f"{folder} holds {state} run; --overwrite replaces it"
+                    + ", --resume goes on with it" * (not before["finished"] and bool(whole)))
+if args.resume and (not before or before["finished"] or not whole):
+    what = "a finished run" if before and before["finished"] else "no checkpoint"
+    raise UserError(f"nothing to resume: {folder} holds {what}; leave --resume out")
+flags = json.loads(json.dumps(vars(args), default=str))
+if args.resume:
+    changed = [f"--{name.replace('_', '-')} {before['args'][name]}, now {value}" for name, value in flags.items()
+               if name not in FREE and before["args"][name] != value]
+    if before["hardware"]["processes"] != PROCESSES:  # the order of the examples hangs on it
+        changed.append(f"processes {before['hardware']['processes']}, now {PROCESSES}")
+    if changed:
+        raise UserError(f"--resume goes on with the run's own flags; these differ: {'; '.join(changed)} ({folder})")
+checkpoint = whole[-1] if args.resume else None
 
-    common.quiet_transformers()
+# 2. The data. Of several processes the first one fetches, the others find it there.
+with PartialState(cpu=device.type == "cpu").main_process_first() if PROCESSES > 1 else contextlib.nullcontext():
+    data = common.load_data(
+        args.dataset, sample=args.sample, data_dir=args.data_dir, text_column=args.text_column,
+        label_column=args.label_column, train_per_class=args.train_per_class, max_train_samples=args.max_train_samples,
+        max_eval_samples=args.max_eval_samples, max_images=args.max_images)
+    task, train, validation = data.task, data.splits["train"], data.splits["validation"]
+    print_data(task, data.record)
+
+    # 3. The model: the checkpoint's, the one of --sample, or --model's; a new head starts from --seed.
     set_seed(args.seed)
-    if checkpoint and not args.lora_rank:
-        return common.load_model(str(checkpoint), data.task, args.dropout)
-    if args.model == common.SAMPLE_MODEL:
-        return common.build_sample_model(data, args.dropout)
-    return common.load_model(args.model, data.task, args.dropout)
+    if args.sample and args.model == common.SAMPLE_MODEL:
+        torch.set_num_threads(1)  # so small a model computes for less time than two threads wait for each other
+    if checkpoint and not args.lora_rank:  # a LoRA checkpoint holds the trained matrices alone: Trainer loads them
+        tokenizer, model = common.load_model(str(checkpoint), task, args.dropout)
+    elif args.model == common.SAMPLE_MODEL:
+        tokenizer, model = common.build_sample_model(data, args.dropout)
+    else:
+        tokenizer, model = common.load_model(args.model, task, args.dropout)
+common.usable_length(tokenizer, model, args.max_length)
+train_set = kind.encode(train, task, tokenizer, args.max_length)
+train_set.window = 50 if args.group_by_length else 1
+validation_set = kind.encode(validation, task, tokenizer, args.max_length)
 
+# 4. run.json, before training: `finished` is None until all is written.
+run = {
+    "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
+    "sample": args.sample, "command": shlex.join(["python", *sys.argv]), "args": flags, "task": task,
+    "data": data.record,
+    "model_info": {
+        "type": model.config.model_type, "parameters": model.num_parameters(), "hidden_size": model.config.hidden_size,
+        "layers": model.config.num_hidden_layers, "revision": common.model_revision(args.model),
+        "card": common.model_card(args.model), "dropout": common.dropout_rates(model.config),
+        "vector": f"the input of the head's last layer, {common.head_layer(model)[0]}"},
+    "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,
+                 "processes": PROCESSES},
+    "versions": common.versions()}
+print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
+if args.lora_rank:
+    from peft import LoraConfig, get_peft_model  # LoRA (Hu et al. 2022, arXiv 2106.09685, section 4.1), scaled by 2
 
-def describe(args: argparse.Namespace, argv: list[str], data: Data, model: Any) -> dict[str, Any]:
-    """run.json as it stands before training: `finished` is None until all is written."""
-    device = common.pick_device()
-    precision = common.choose_precision(args.precision)
-    if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp32 without a word
-        raise UserError("--precision fp16 takes a GPU; a CPU trains in fp32 or bf16")
-    config = model.config
-    revision = getattr(config, "_commit_hash", None)
-    print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
-    return {
-        "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
-        "sample": args.sample, "command": shlex.join(["python", "train.py", *argv]),
-        "args": as_json(vars(args)), "task": data.task, "data": data.record, "leakage": data.leakage,
-        "model_info": {
-            "type": config.model_type, "parameters": model.num_parameters(), "hidden_size": config.hidden_size,
-            "layers": config.num_hidden_layers, "revision": revision, "card": common.model_card(args.model, revision),
-            "dropout": {name: getattr(config, name) for name in common.DROPOUT_NAMES if hasattr(config, name)},
-            "vector": KINDS[data.task["kind"]].vectors_are(common.head_layer(model)[0])},
-        "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,
-                     "processes": common.launched()[1]},
-        "versions": common.versions()}
-
-
-def write_train_texts(folder: Path, data: Data) -> None:
-    """Write train_texts.csv: what errors.py compares wrong samples with. Labels are written as in predictions.csv."""
-    train = data.splits["train"]
-    columns = train[["id", *common.text_columns(data.task)]]
-    common.write_csv(folder / "train_texts.csv", columns.assign(label=KINDS[data.task["kind"]].gold(train, data.task)))
-
-
-def keep_states(args: argparse.Namespace, folder: Path, data: Data, tokenizer: Any) -> Any:
-    """The callback that keeps hidden states of up to KEPT_EXAMPLES validation examples, drawn with a fixed seed."""
-    kind, task, validation = KINDS[data.task["kind"]], data.task, data.splits["validation"]
-    rng = np.random.default_rng(common.SPLIT_SEED)
-    kept = common.stratified_rows(kind.strata(validation, task), KEPT_EXAMPLES, rng)
-    table = validation.iloc[kept].reset_index(drop=True)
-    rows = kind.encode(table, task, tokenizer, args.max_length, data.images)
-
-    def predict_rows(model: Any) -> tuple[Any, Any]:
-        outputs = common.predict(model, rows, kind, args.per_device_eval_batch_size,
-                                 common.choose_precision(args.precision))
-        return table[["id"]].join(kind.predict(outputs.logits, table, task, rows)), outputs.vectors
-
-    return common.KeepStates(folder / "epoch_states.npz", args.keep_epochs, predict_rows)
-
-
-def build_trainer(args: argparse.Namespace, log: Any, data: Data, tokenizer: Any, model: Any) -> Any:
-    """CustomTrainer with the flags of this run; `log` is its RunLog."""
-    import torch
-    from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
-
-    kind, task = KINDS[data.task["kind"]], data.task
-    train_set = kind.encode(data.splits["train"], task, tokenizer, args.max_length, data.images)
-    train_set.window = 50 if args.group_by_length else 1
-    validation = data.splits["validation"]
-    validation_set = kind.encode(validation, task, tokenizer, args.max_length, data.images)
-    precision = common.choose_precision(args.precision)
-
-    def compute_metrics(outputs: Any) -> dict[str, float]:
-        tuned = kind.tune(outputs.predictions, validation, task, validation_set)
-        predictions = kind.predict(outputs.predictions, validation, task | tuned, validation_set)
-        scores = kind.metrics(predictions, task)
-        return {name: scores[name] for name in task["metrics"]} | tuned
-
-    training_args = TrainingArguments(
-        output_dir=str(log.folder), seed=args.seed, data_seed=args.seed, num_train_epochs=args.num_train_epochs,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        per_device_eval_batch_size=args.per_device_eval_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm,
-        learning_rate=args.learning_rate, weight_decay=args.weight_decay, warmup_steps=args.warmup_steps,
-        lr_scheduler_type="constant" if args.lr_scheduler_type == "step" else args.lr_scheduler_type, optim=args.optim,
-        use_cpu=common.pick_device().type == "cpu", bf16=precision == "bf16", fp16=precision == "fp16",
-        eval_strategy="epoch", save_strategy="epoch",
-        save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=task["metrics"][0],
-        greater_is_better=kind.greater_is_better(task["metrics"][0]), logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False, report_to=args.report_to, disable_tqdm=True, remove_unused_columns=False,
-        label_names=["labels"], restore_callback_states_from_checkpoint=True,
-        dataloader_pin_memory=torch.cuda.is_available(), activation_checkpointing=args.activation_checkpointing,
-        torch_compile=args.compile)
-    training_args._n_gpu = 1  # where there are several, Trainer would split each batch by DataParallel
-    callbacks = [log]
-    if args.keep_epochs:
-        callbacks.append(keep_states(args, log.folder, data, tokenizer))
-    if args.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer = common.CustomTrainer(
-        model=model, args=training_args, data_collator=train_set.collate, train_dataset=train_set,
-        eval_dataset=validation_set, processing_class=tokenizer, compute_metrics=compute_metrics, kind=kind,
-        class_weights=class_weights(args, data), callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)  # RunLog's lines say it
-    if args.lr_scheduler_type == "step":
-        batches = math.ceil(len(train_set) / args.per_device_train_batch_size / common.launched()[1])
-        updates = math.ceil(batches / args.gradient_accumulation_steps)
-        trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), updates, args.step_gamma)
-    return trainer
-
-
-def class_weights(args: argparse.Namespace, data: Data) -> Any:
-    """float32 (labels,): n / (labels * examples of the label), scikit-learn's "balanced"; None where not asked for."""
-    import torch
-
-    if args.class_weights == "none":
-        return None
-    if not KINDS[data.task["kind"]].takes_class_weights:
-        raise UserError(f"--class-weights is for classification, not for {data.task['kind'].replace('_', ' ')}")
-    counts = data.record["labels"]["train"]
-    weights = {label: sum(counts.values()) / (len(counts) * max(count, 1)) for label, count in counts.items()}
-    print("class weights: " + ", ".join(f"{label} {weight:.3f}" for label, weight in weights.items()))
-    return torch.tensor(list(weights.values()), dtype=torch.float32)
-
-
-def finish(folder: Path, run: dict[str, Any], trainer: Any, tokenizer: Any, seconds: float) -> None:
-    """Write model/ (the best epoch), learning_curve.png and the rest of run.json; delete the checkpoints."""
-    model = trainer.model.merge_and_unload() if run["args"]["lora_rank"] else trainer.model
-    with common.folder_atomically(folder / "model") as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    history = common.history_table(trainer.state.log_history)
-    metric = run["task"]["metrics"][0]
-    scores = history[f"eval_{metric}"]
-    best = int(scores.idxmax() if trainer.args.greater_is_better else scores.idxmin())
-    run["training"] = {
-        "metric": metric, "best_epoch": float(history["epoch"][best]), "best_score": float(scores[best]),
-        "epochs": float(history["epoch"].iloc[-1]), "steps": trainer.state.global_step,
-        "seconds": float(history["seconds"].sum()), "seconds_with_evaluation": seconds,
-        "tuned": {name: float(history[f"eval_{name}"][best]) for name in KINDS[run["task"]["kind"]].tuned}}
+    head = [name for name, module in model.named_children()
+            if name != model.base_model_prefix and next(module.parameters(), None) is not None]
+    model = get_peft_model(model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, modules_to_save=head,
+                                             target_modules="all-linear", exclude_modules=head))
+    print("LoRA: {:,} of {:,} parameters are trained".format(*model.get_nb_trainable_parameters()))
+if PROCESS == 0:
+    for path in checkpoints if args.resume else [path for pattern in OUTPUTS for path in folder.glob(pattern)]:
+        if path not in whole or not args.resume:  # of an old run all, of a resumed one what a kill left half written
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     common.write_json(folder / "run.json", run)
-    draw_learning_curve([folder], folder / "learning_curve.png")
+    common.write_csv(folder / "train_texts.csv", train.assign(label=kind.gold(train)))
+
+# 5. Training.
+def compute_metrics(outputs):
+    """The task's main metrics on the validation split, and what was tuned there."""
+    tuned = kind.tune(outputs.predictions, validation, task, validation_set)
+    scores = kind.metrics(kind.predict(outputs.predictions, validation, task | tuned, validation_set), task)
+    return {name: scores[name] for name in task["metrics"]} | tuned
+
+
+training_args = TrainingArguments(
+    output_dir=str(folder), seed=args.seed, data_seed=args.seed, num_train_epochs=args.num_train_epochs,
+    per_device_train_batch_size=args.per_device_train_batch_size,
+    per_device_eval_batch_size=args.per_device_eval_batch_size,
+    gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm,
+    learning_rate=args.learning_rate, weight_decay=args.weight_decay, warmup_steps=args.warmup_steps,
+    lr_scheduler_type="constant" if args.lr_scheduler_type == "step" else args.lr_scheduler_type, optim=args.optim,
+    use_cpu=device.type == "cpu", bf16=precision == "bf16", fp16=precision == "fp16", eval_strategy="epoch",
+    save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True, metric_for_best_model=task["metrics"][0],
+    greater_is_better=task["metrics"][0] not in kind.lower_is_better, logging_steps=args.logging_steps,
+    report_to=args.report_to, disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
+    restore_callback_states_from_checkpoint=True, dataloader_pin_memory=device.type == "cuda",
+    activation_checkpointing=args.activation_checkpointing, torch_compile=args.compile)
+training_args._n_gpu = 1  # where there are several, Trainer would split each batch by DataParallel
+log = RunLog(folder, [f"eval_{name}" for name in ("loss", *task["metrics"], *kind.tuned)], args.save_steps)
+callbacks = [log, *([EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else [])]
+if args.keep_epochs:
+    rng = np.random.default_rng(common.SPLIT_SEED)
+    kept = validation.iloc[common.stratified_rows(kind.strata(validation, task), 1000, rng)].reset_index(drop=True)
+    kept_set = kind.encode(kept, task, tokenizer, args.max_length)
+
+    def look(model):
+        """Predictions and vectors of the kept examples."""
+        outputs = common.predict(model, kept_set, kind, args.per_device_eval_batch_size, precision)
+        return kept[["id"]].join(kind.predict(outputs.logits, kept, task, kept_set)), outputs.vectors
+
+    callbacks.append(KeepStates(folder / "epoch_states.npz", args.keep_epochs, look))
+class_weights = None
+if args.class_weights == "balanced":  # scikit-learn's: n / (labels * examples of the label)
+    counts = np.bincount(train_set.labels, minlength=len(task["labels"]))
+    class_weights = torch.tensor(len(train) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    print("class weights: " + ", ".join(f"{label} {weight:.3f}" for label, weight in
+                                        zip(task["labels"], class_weights.tolist(), strict=True)))
+trainer = common.CustomTrainer(
+    model=model, args=training_args, train_dataset=train_set, eval_dataset=validation_set, processing_class=tokenizer,
+    compute_metrics=compute_metrics, kind=kind, class_weights=class_weights, callbacks=callbacks)
+trainer.remove_callback(PrinterCallback)  # RunLog's lines say it
+if args.lr_scheduler_type == "step":
+    batches = math.ceil(len(train_set) / args.per_device_train_batch_size / PROCESSES)
+    updates = math.ceil(batches / args.gradient_accumulation_steps)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), updates, args.step_gamma)
+start = time.perf_counter()
+try:
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+finally:
+    log.close()
+trainer.accelerator.wait_for_everyone()  # all have loaded the best epoch: its checkpoint can go
+
+# 6. What is left behind: model/ (the best epoch), the rest of run.json; the checkpoints go.
+if PROCESS == 0:
+    best = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
+    best.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    history, metric = log.write(trainer.state), task["metrics"][0]
+    scores = history[f"eval_{metric}"]
+    best = history.loc[scores.idxmax() if training_args.greater_is_better else scores.idxmin()]
+    run["training"] = {
+        "metric": metric, "best_epoch": best["epoch"], "best_score": best[f"eval_{metric}"],
+        "epochs": history["epoch"].iloc[-1], "steps": trainer.state.global_step, "seconds": history["seconds"].sum(),
+        "seconds_with_evaluation": time.perf_counter() - start,
+        "tuned": {name: best[f"eval_{name}"] for name in kind.tuned}}
     run["finished"] = datetime.datetime.now().isoformat(timespec="microseconds")
     common.write_json(folder / "run.json", run)
     for path in folder.glob("checkpoint-*"):  # only now: a run that is killed before that line still needs them
         shutil.rmtree(path)
-    write_report(folder)
-    print(f"best epoch: {run['training']['best_epoch']:g}, {metric} {scores[best]:.4f} on validation; "
+    print(f"best epoch: {best['epoch']:g}, {metric} {best[f'eval_{metric}']:.4f} on validation; "
           f"{run['training']['seconds'] / 60:.1f} min of training; written to {folder}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
