@@ -222,7 +222,7 @@ class Span(Kind):
 
     # What the scripts' tables hold for the kinds of common.py.
 
-    def confusion(self, predictions: Table, task: Task) -> Table:
+    def confusion(self, predictions: Table) -> Table:
         """confusion.csv: whether there is an answer (rows), and whether one is predicted (columns)."""
         gold, predicted = (self.groups(predictions[name]) for name in ("gold", "predicted"))
         return pd.crosstab(gold, predicted).reindex(index=self.GROUPS, columns=self.GROUPS, fill_value=0)
