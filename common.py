@@ -55,8 +55,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 from transformers import EvalPrediction, Trainer
@@ -198,7 +197,8 @@ class CustomTrainer(Trainer):
                     self._load_rng_state(random_state)
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 model.train()
-                examples = self._over_processes(sum(len(batch["labels"]) for batch in group))
+                examples = sum(len(batch["labels"]) for batch in group)  # those of all processes:
+                examples = self.accelerator.reduce(torch.tensor(float(examples), device=args.device))
                 parts = [{name: tensor[cut::self.cuts] for name, tensor in batch.items()}
                          for batch in group for cut in range(min(self.cuts, len(batch["labels"])))]
                 sums = torch.zeros_like(self._epoch_sums)
@@ -218,7 +218,7 @@ class CustomTrainer(Trainer):
                     model.zero_grad()
                     batches = chain(group, batches)  # the same update again, in smaller micro-batches
                     continue
-                self._tr_loss += sums[0]
+                self._tr_loss += sums[0] * args.world_size  # of which Trainer logs the mean over the processes
                 self._epoch_sums += sums
                 batches_done += len(group)
 
@@ -278,9 +278,9 @@ class CustomTrainer(Trainer):
             outputs = predict(self.model, dataset, self.kind, args.per_device_eval_batch_size,
                               "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
                               loss=lambda outputs, labels: self.loss_of(outputs, labels, 1))
+            scores = {"loss": outputs.loss / len(dataset)}
             found = EvalPrediction(outputs.logits, dataset.labels)
-            scores = self.compute_metrics(found) if self.compute_metrics else {}
-            scores = {"loss": outputs.loss / len(dataset)} | scores
+            scores |= self.compute_metrics(found) if self.compute_metrics else {}
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
@@ -300,9 +300,6 @@ class CustomTrainer(Trainer):
         return torch.stack([loss.detach(), loss.detach() * examples, self.kind.score(outputs, labels),
                             torch.full_like(loss, len(labels))])
 
-    def _over_processes(self, number):
-        return self.accelerator.reduce(torch.full((), number, dtype=torch.float32, device=self.args.device))
-
     def _close_epoch(self, learning_rate):
         """Append the epoch's training loss, score and seconds to state.log_history, and start anew."""
         _, loss, score, examples = self.accelerator.reduce(self._epoch_sums.clone()).tolist()  # waits for the device
@@ -319,10 +316,8 @@ class CustomTrainer(Trainer):
         """Leave what happens inside, evaluating or saving, out of the epoch's seconds."""
         self._tr_loss.item()  # waits for the device, whose work up to here is training
         start = time.time()
-        try:
-            yield
-        finally:
-            self._epoch_start += time.time() - start
+        yield
+        self._epoch_start += time.time() - start
 
     def _cut_smaller(self, error, parts):
         """Double self.cuts if `error` says that memory did not suffice (printed), else raise it."""
@@ -496,6 +491,14 @@ class Counts:
         self.f1 = ratio(2 * self.hits, self.gold + self.predicted)
 
 
+def auroc(positive: Array, scores: Array, weights: Array) -> Array:
+    """The share of pairs of a positive and another example that the scores put in order, ties half, (samples,)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    hits, others = (np.add.reduceat((weights * part)[:, order], starts, axis=1) for part in (positive, ~positive))
+    return ratio((hits * (others.cumsum(axis=1) - others / 2)).sum(axis=1), hits.sum(axis=1) * others.sum(axis=1))
+
+
 def ratio(part: Array, whole: Array) -> Array:
     """part / whole; 0/0 counts as 0, scikit-learn's zero_division."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -511,6 +514,7 @@ class Kind:
 
     auto_class = "AutoModelForSequenceClassification"
     problem_type: str | None = None  # what the model's config calls it
+    outputs: tuple[str, ...] = ()  # what each output of the head stands for; (): the labels
     model_types: tuple[str, ...] = ()  # the families of models that it takes; (): all that have such a head
     sample_config = "BertConfig"  # what --sample builds
     train_metric = "accuracy"  # what score() adds up
@@ -531,10 +535,6 @@ class Kind:
         "auroc": lambda counts, task: counts.auroc,
     }
     NEEDS = {"f1": "positive", "mean_f1": "averaged", "auroc": "positive"}
-
-    def output_names(self, task: Task) -> list[str]:
-        """What each output of the head stands for."""
-        return [str(label) for label in task["labels"]]
 
     def read_labels(self, column: pd.Series, task: Task) -> pd.Series:
         """A raw column as names of task["labels"]; None where a label is missing, or hidden (-1).
@@ -560,10 +560,6 @@ class Kind:
     def strata(self, table: Table, task: Task) -> Array:
         """What a split or a sample keeps in proportion, (examples,)."""
         return self.targets(table, task)
-
-    def count_labels(self, table: Table, task: Task) -> dict[str, int]:
-        """Rows per label, of the hundred most frequent ones, for run.json."""
-        return table["label"].value_counts().head(100).to_dict()
 
     def targets(self, table: Table, task: Task) -> Array:
         """The labels as the loss takes them: int64 (examples,), positions in task["labels"]."""
@@ -601,6 +597,8 @@ class Kind:
 
         temperature: what the logits are divided by so that the gold labels' cross-entropy is least (fit_temperature).
         """
+        if not self.tuned:
+            return {}
         logits, gold = logits.astype(np.float64), self.targets(table, task)
         rows = np.arange(len(gold))
         return {"temperature": fit_temperature(
@@ -631,8 +629,7 @@ class Kind:
         names = [name for name in self.METRICS if self.NEEDS.get(name, "key") in task]
         if "auroc" in task["metrics"] and f"prob_{task['positive']}" in predictions:
             positive = (predictions["gold"] == task["positive"]).to_numpy()
-            counts.auroc = np.array([roc_auc_score(positive, predictions[f"prob_{task['positive']}"], sample_weight=row)
-                                     for row in weights])
+            counts.auroc = auroc(positive, predictions[f"prob_{task['positive']}"].to_numpy(np.float64), weights)
         else:
             names = [name for name in names if name != "auroc"]
         scores = {name: self.METRICS[name](counts, task) for name in names}
@@ -735,18 +732,15 @@ class Regression(Kind):
     problem_type = "regression"
     train_metric = "mse"
     closed_set = takes_class_weights = False
+    outputs = ("number",)
     lower_is_better = ("mse",)
     confidence_is = ""
     tuned = ()
     METRICS: dict[str, Callable[..., Any]] = {
-        "pearson": lambda gold, predicted: pearsonr(gold, predicted).statistic,
-        "spearman": lambda gold, predicted: spearmanr(gold, predicted).statistic,
+        "pearson": lambda gold, predicted: np.corrcoef(gold, predicted)[0, 1],
+        "spearman": lambda gold, predicted: np.corrcoef(rankdata(gold), rankdata(predicted))[0, 1],
         "mse": lambda gold, predicted: np.mean((predicted - gold) ** 2),
     }
-
-    def output_names(self, task: Task) -> list[str]:
-        """One output, in the label's own units."""
-        return [task["label"]]
 
     def read_labels(self, column: pd.Series, task: Task) -> pd.Series:
         """float64; NaN where there is none. UserError for what is no number."""
@@ -765,10 +759,6 @@ class Regression(Kind):
         """The step of each label."""
         return self.steps(table["label"], task)
 
-    def count_labels(self, table: Table, task: Task) -> dict[str, int]:
-        """Rows per step, from low to high."""
-        return dict(Counter(self.strata(table.sort_values("label"), task)))
-
     def targets(self, table: Table, task: Task) -> Array:
         """float32 (examples,)."""
         return table["label"].to_numpy(dtype=np.float32)
@@ -781,10 +771,6 @@ class Regression(Kind):
         """The same sum, for the log."""
         return self.loss(outputs, labels, None).detach()
 
-    def tune(self, logits: Array, table: Table, task: Task, dataset: TokenDataset) -> dict[str, float]:
-        """Nothing: a number comes without confidence."""
-        return {}
-
     def predict(self, logits: Array, table: Table, task: Task, dataset: TokenDataset) -> Table:
         """gold and predicted are numbers; correct: they fall into the same step; there is no confidence."""
         gold, predicted = table["label"].to_numpy(np.float64), logits[:, 0].astype(np.float64)
@@ -795,10 +781,10 @@ class Regression(Kind):
             "gold_step": gold_step, "predicted_step": predicted_step})
 
     def figures(self, predictions: Table, task: Task, weights: Array) -> dict[str, Array]:
-        """As scipy defines them; 0 for the correlation with what does not vary."""
+        """Each of the METRICS; 0 for the correlation with what does not vary."""
         columns = [predictions[name].to_numpy(np.float64) for name in ("gold", "predicted")]
         samples = [[column.repeat(row.astype(int)) for column in columns] for row in weights]
-        with warnings.catch_warnings(action="ignore"):  # scipy's, that a column does not vary
+        with np.errstate(invalid="ignore", divide="ignore"):
             return {name: np.nan_to_num([metric(*sample) for sample in samples])
                     for name, metric in self.METRICS.items()}
 
@@ -977,7 +963,8 @@ def load_data(
         raise UserError(f"{dataset}: all training examples that are left have the same label: nothing to learn")
     return Data(task, splits, record | {
         "used": {name: len(table) for name, table in splits.items()},
-        "labels": {name: kind.count_labels(table, task) for name, table in splits.items()},
+        "labels": {name: dict(Counter(table["label"] if kind.closed_set else kind.strata(table, task)).most_common(100))
+                   for name, table in splits.items()},
         "dropped": {name: dropped for name, (_, dropped) in cleaned.items() if any(dropped.values())},
         "leakage": leakage(splits, task)})
 
@@ -1212,20 +1199,17 @@ def draw_rows(places: Array, take: Iterable[int], rng: np.random.Generator) -> A
 
 
 def leakage(splits: dict[str, Table], task: Task) -> dict[str, dict[str, float]]:
-    """Examples of test and validation that train holds too: {"train/test": {"n": rows, "share": of that split}, ...}.
+    """Examples of test and validation whose words, in their order, train holds too, and their share of that split.
 
-    Two examples are the same where all their texts have the same words in the same order: case, punctuation and white
-    space do not count. Of a text without a word, such as a single emoji, all counts.
+    Case, punctuation and white space do not count; of a text without a word, such as a single emoji, all counts.
     """
-    def keys(table: Table) -> Array:
-        columns = [[" ".join(re.findall(r"\w+", text.casefold())) or text for text in table[name]]
-                   for name in text_columns(task)]
-        return np.array([hash(texts) for texts in zip(*columns, strict=True)], dtype=np.int64)  # 8 bytes an example
+    def keys(table: Table) -> pd.Series:
+        rows = table[text_columns(task)].itertuples(index=False, name=None)
+        return pd.Series([hash(tuple(" ".join(re.findall(r"\w+", text.casefold())) or text for text in row))
+                          for row in rows])
 
-    if "train" not in splits:
-        return {}
-    train = keys(splits["train"])
-    same = {name: np.isin(keys(table), train) for name, table in splits.items() if name != "train"}
+    train = keys(splits["train"]) if "train" in splits else None
+    same = {name: keys(table).isin(train) for name, table in splits.items() if train is not None and name != "train"}
     return {f"train/{name}": {"n": int(found.sum()), "share": float(found.mean())} for name, found in same.items()}
 
 
@@ -1271,7 +1255,7 @@ def load_model(name: str, task: Task, dropout: float | None = None, own: bool = 
 
 def head_config(task: Task, kind: Kind) -> dict[str, Any]:
     """What the model's config has to know of the task."""
-    names = kind.output_names(task)
+    names = kind.outputs or tuple(task["labels"])
     return {"num_labels": len(names), "id2label": dict(enumerate(names)), "problem_type": kind.problem_type,
             "label2id": {name: number for number, name in enumerate(names)}}
 
@@ -1294,6 +1278,7 @@ def adapt(config: Any, tokenizer: Any, dropout: float | None) -> None:
             raise UserError("the tokenizer has neither a padding nor an end-of-text token, so texts can't be batched")
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "left" if config.model_type == "xlnet" else "right"  # XLNet's head reads the last place
 
 
 def build_sample_model(data: Data, dropout: float | None = None) -> tuple[Any, Any]:
@@ -1352,12 +1337,6 @@ def model_card(name: str) -> dict[str, Any]:
     except (EntryNotFoundError, FileNotFoundError, HFValidationError, ValueError, yaml.YAMLError):  # none, or broken
         return {}
     return {key: facts[key] for key in ("license", "language", "datasets", "base_model") if facts.get(key)}
-
-
-def versions() -> dict[str, str]:
-    """Version of Python and of the packages that figures depend on."""
-    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "scikit-learn", "numpy", "pandas")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def choose_precision(wanted: str = "auto") -> str:
@@ -1475,18 +1454,10 @@ def progress(steps: Any, label: str, **options: Any) -> Any:
 
 
 def slug(name: str) -> str:
-    """`name` as one folder name: `google-bert/bert-base-uncased` becomes `google-bert--bert-base-uncased`."""
+    """A data set's or a model's name as one folder name, of a file or a folder the last part; a/b becomes a--b."""
+    path = Path(name)
+    name = path.stem if path.suffix.lower() in OWN_FILES else path.resolve().name if path.is_dir() else name
     return re.sub(r"[^\w.+-]+", "-", name.strip("/").replace("/", "--")) or "unnamed"
-
-
-def dataset_slug(dataset: str) -> str:
-    """The folder name of a catalog key, or of a file given as --dataset (its name without the ending)."""
-    return slug(Path(dataset).stem if Path(dataset).suffix.lower() in OWN_FILES else dataset)
-
-
-def model_slug(model: str) -> str:
-    """The folder name of a hub id, or of a local folder given as --model (its last part)."""
-    return slug(Path(model).resolve().name if Path(model).is_dir() else model)
 
 
 def find_run(args: Any) -> tuple[Path, dict[str, Any]]:
@@ -1496,13 +1467,13 @@ def find_run(args: Any) -> tuple[Path, dict[str, Any]]:
     """
     if args.run:
         folder = args.run
-        if args.dataset and dataset_slug(args.dataset) != read_run(folder)["dataset"]:
-            folder = folder / f"on-{dataset_slug(args.dataset)}"
+        if args.dataset and slug(args.dataset) != read_run(folder)["dataset"]:
+            folder = folder / f"on-{slug(args.dataset)}"
         return folder, read_run(folder)
     if not args.dataset:
         raise UserError("neither --dataset nor --run given; python train.py --list prints the keys")
-    model = model_slug(args.model) if args.model else SAMPLE_MODEL if args.sample else "*"
-    pattern = f"{dataset_slug(args.dataset)}/{model}/seed{'*' if args.seed is None else args.seed}/run.json"
+    model = slug(args.model) if args.model else SAMPLE_MODEL if args.sample else "*"
+    pattern = f"{slug(args.dataset)}/{model}/seed{'*' if args.seed is None else args.seed}/run.json"
     runs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in args.runs_dir.glob(pattern)}
     runs = {folder: run for folder, run in runs.items()
             if run["finished"] and run["sample"] == (args.sample or model == SAMPLE_MODEL)}

@@ -293,7 +293,7 @@ if not model_dir.is_dir():
     raise UserError(f"the run has lost its model: {model_dir} is no folder; train again with --overwrite")
 trained = run["args"]
 dataset = args.dataset or (run["task"].get("file", run["dataset"]) if "trained_on" in run else trained["dataset"])
-is_other = common.dataset_slug(dataset) != common.dataset_slug(trained["dataset"])
+is_other = common.slug(dataset) != common.slug(trained["dataset"])
 
 # 2. The data.
 data = common.load_data(
@@ -303,13 +303,13 @@ data = common.load_data(
     whole_file=is_other)
 task, test = data.task, data.splits["test"]
 kind = common.kind_of(task)
-if common.dataset_slug(dataset) != run["dataset"]:
+if common.slug(dataset) != run["dataset"]:
     own = run["task"]
     if (own["kind"], own.get("labels")) != (task["kind"], task.get("labels")):
         raise UserError(f"the run is on {own['key']} ({own['kind']}, labels {own.get('labels')}); it can't be tested "
                         f"on {task['key']} ({task['kind']}, labels {task.get('labels')})")
-    folder = model_dir.parent / f"on-{common.dataset_slug(dataset)}"
-    run |= {"trained_on": {"dataset": run["dataset"], "data": run["data"]}, "dataset": common.dataset_slug(dataset),
+    folder = model_dir.parent / f"on-{common.slug(dataset)}"
+    run |= {"trained_on": {"dataset": run["dataset"], "data": run["data"]}, "dataset": common.slug(dataset),
             "task": task, "data": data.record}
     common.write_json(folder / "run.json", run)
 task |= run["training"]["tuned"]

@@ -12,6 +12,7 @@ What is written stands in runs/<dataset>/<model>/seed<k>/.
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import urllib.error
@@ -114,6 +115,7 @@ elif "HF_HUB_OFFLINE" not in os.environ:
 import datetime
 import json
 import math
+import platform
 import shlex
 import shutil
 import signal
@@ -309,8 +311,7 @@ if args.class_weights == "balanced" and not kind.takes_class_weights:
     raise UserError(f"--class-weights is for classification, not for {task['kind']}")
 if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp32 without a word
     raise UserError("--precision fp16 takes a GPU; a CPU trains in fp32 or bf16")
-folder = args.run or (args.runs_dir / common.dataset_slug(args.dataset) / common.model_slug(args.model)
-                      / f"seed{args.seed}")
+folder = args.run or args.runs_dir / common.slug(args.dataset) / common.slug(args.model) / f"seed{args.seed}"
 if PROCESS == 0:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
@@ -365,7 +366,7 @@ validation_set = kind.encode(validation, task, tokenizer, args.max_length)
 
 # 4. run.json, before training: `finished` is None until all is written.
 run = {
-    "finished": None, "dataset": common.dataset_slug(args.dataset), "model": args.model, "seed": args.seed,
+    "finished": None, "dataset": common.slug(args.dataset), "model": args.model, "seed": args.seed,
     "sample": args.sample, "command": shlex.join(["python", *sys.argv]), "args": flags, "task": task,
     "data": data.record,
     "model_info": {
@@ -375,7 +376,8 @@ run = {
         "vector": f"the input of the head's last layer, {common.head_layer(model)[0]}"},
     "hardware": {"device": device.type, "name": common.device_name(device), "precision": precision,
                  "processes": PROCESSES},
-    "versions": common.versions()}
+    "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in (
+        "torch", "transformers", "accelerate", "datasets", "tokenizers", "scikit-learn", "numpy", "pandas")}}
 print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
 if args.lora_rank:
     from peft import LoraConfig, get_peft_model  # LoRA (Hu et al. 2022, arXiv 2106.09685, section 4.1), scaled by 2
@@ -390,7 +392,8 @@ if PROCESS == 0:
         if path not in whole or not args.resume:  # of an old run all, of a resumed one what a kill left half written
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     common.write_json(folder / "run.json", run)
-    common.write_csv(folder / "train_texts.csv", train.assign(label=kind.gold(train)))
+    texts = train[["id", *common.text_columns(task)]]
+    common.write_csv(folder / "train_texts.csv", texts.assign(label=kind.gold(train)))
 
 # 5. Training.
 def compute_metrics(outputs):

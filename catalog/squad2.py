@@ -45,6 +45,7 @@ class Span(Kind):
     auto_class = "AutoModelForQuestionAnswering"
     train_metric = "window_exact"
     closed_set = takes_class_weights = False
+    outputs = ("start", "end")
     confidence_is = "probability of the answer among the n best spans and no answer"
     tuned = ("null_threshold", "temperature")
     GROUPS = ("no answer", "answerable")
@@ -52,10 +53,6 @@ class Span(Kind):
              "no_ans_": lambda gold: gold == ""}  # the questions that metrics are over, by how their names begin
     METRICS = dict.fromkeys(f"{part}{name}" for part in PARTS for name in ("exact", "f1"))  # figures() has them
     NEEDS = {}
-
-    def output_names(self, task: Task) -> list[str]:
-        """Two outputs per token."""
-        return ["start", "end"]
 
     def read_labels(self, column: pd.Series, task: Task) -> pd.Series:
         """The accepted answers as plain lists; None where there is no cell."""
@@ -66,10 +63,6 @@ class Span(Kind):
     def strata(self, table: Table, task: Task) -> Array:
         """Whether the question has an answer."""
         return np.array(["answerable" if answers["text"] else "unanswerable" for answers in table["label"]])
-
-    def count_labels(self, table: Table, task: Task) -> dict[str, int]:
-        """Questions with an answer and without."""
-        return dict(Counter(self.strata(table, task).tolist()))
 
     def gold(self, table: Table) -> Array:
         """The accepted answers, joined by ` | `; "" where there is none."""

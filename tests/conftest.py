@@ -1,18 +1,34 @@
-"""Tiny models and data sets that the tests share; nothing here needs a network."""
+"""Tiny models and data sets that the tests share, and how a script is run; nothing here needs a network."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for a second thread to help
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments  # noqa: E402
 
 import common  # noqa: E402
+
+
+def run(script: str, *flags: object) -> int:
+    """Run a script as `python <script>.py <flags>` does, in this process; returns its exit code."""
+    threads, argv = torch.get_num_threads(), sys.argv
+    sys.argv = [str(ROOT / f"{script}.py"), *map(str, flags)]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +40,13 @@ def shared_dir():
     return folder
 
 
-def make_model(dropout: float = 0.1, num_labels: int = 2, seed: int = 0):
+def make_model(dropout: float = 0.1, num_labels: int = 2, seed: int = 0, **config):
     """A two-layer BERT of hidden size 32 with random weights."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
     torch.manual_seed(seed)
     return BertForSequenceClassification(BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37,
         max_position_embeddings=64, num_labels=num_labels, hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout, pad_token_id=0))
+        attention_probs_dropout_prob=dropout, pad_token_id=0, **config))
 
 
 def make_dataset(examples: int = 37, seed: int = 0, num_labels: int = 2) -> common.TokenDataset:
@@ -46,8 +59,6 @@ def make_dataset(examples: int = 37, seed: int = 0, num_labels: int = 2) -> comm
 
 def make_arguments(folder: Path, **changes):
     """TrainingArguments of the tests: CPU, three epochs, batch 4, a log row per step."""
-    from transformers import TrainingArguments
-
     settings = {
         "output_dir": str(folder), "num_train_epochs": 3, "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "epoch",

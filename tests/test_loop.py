@@ -3,13 +3,14 @@
 import inspect
 import json
 import math
-import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import make_arguments, make_dataset, make_model
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from safetensors.torch import load_file
+from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, TrainerCallback
 
 import common
 from common import CustomTrainer
@@ -18,7 +19,7 @@ EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
 class Recorder(TrainerCallback):
-    """Keeps (event, step, epoch) of every callback event, or stops the run after an update."""
+    """Keeps (event, step, epoch) of every callback event, and stops the run after an update."""
 
     def __init__(self, stop_after=None):
         self.events, self.stop_after = [], stop_after
@@ -28,9 +29,7 @@ def _record(name):
     def method(self, args, state, control, **kwargs):
         self.events.append((name, state.global_step, state.epoch))
         if name == "on_step_end" and state.global_step == self.stop_after:
-            control.should_save, control.should_training_stop = True, True
-            return control
-        return None
+            control.should_save = control.should_training_stop = True
     return method
 
 
@@ -43,15 +42,13 @@ class OurOrder(torch.utils.data.Sampler):
 
     def __init__(self, data, batch_size, seed):
         self.batches = common.LengthGroupedBatches(data.lengths, batch_size, seed, data.window)
-
-    def set_epoch(self, epoch):
-        self.batches.start(epoch)
+        self.set_epoch = self.batches.set_epoch
 
     def __len__(self):
         return len(self.batches.lengths)
 
     def __iter__(self):
-        return iter(self.batches.order().tolist())
+        return (example for batch in self.batches for example in batch)
 
 
 class StockTrainer(Trainer):
@@ -71,11 +68,12 @@ class StockTrainerWithMean(StockTrainer):
     loss_is_scaled_for_ga = False
 
 
-def train(trainer_class, folder, dropout=0.1, resume=None, callbacks=(), examples=37, **changes):
+def train(trainer_class, folder, dropout=0.1, resume=None, examples=37, scores=None, model=None, more=None, **changes):
     data = make_dataset(examples)
     trainer = trainer_class(
-        model=make_model(dropout), args=make_arguments(folder, **changes), data_collator=data.collate,
-        train_dataset=data, eval_dataset=make_dataset(11, seed=1), callbacks=list(callbacks))
+        model=model or make_model(dropout), args=make_arguments(folder, **changes), data_collator=data.collate,
+        train_dataset=data, eval_dataset=make_dataset(11, seed=1),
+        compute_metrics=(lambda _: {"score": next(scores)}) if scores else None, **(more or {}))
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -89,14 +87,28 @@ def logs(trainer, *names):
     return [[row[name] for name in names] for row in trainer.state.log_history if all(name in row for name in names)]
 
 
+def history(trainer):
+    """All that history.csv and steps.csv are made of, but for the readings of clocks."""
+    clocks = {"seconds", "samples_per_second"}
+    return [{name: value for name, value in sorted(row.items())
+             if name not in clocks and "runtime" not in name and "_per_second" not in name}
+            for row in trainer.state.log_history if "train_runtime" not in row]
+
+
+def test_the_class_can_be_read_from_a_notebook():
+    source = inspect.getsource(CustomTrainer._inner_training_loop)
+    assert all(f"# {step}. " in source for step in range(1, 8))
+    assert len(source.splitlines()) <= 100
+
+
 def test_equals_stock_trainer_bit_for_bit(tmp_path):
     ours, stock = Recorder(), Recorder()
-    a = train(CustomTrainer, tmp_path / "a", callbacks=[ours])
-    b = train(StockTrainer, tmp_path / "b", callbacks=[stock])
+    a = train(CustomTrainer, tmp_path / "a", more={"callbacks": [ours]})
+    b = train(StockTrainer, tmp_path / "b", more={"callbacks": [stock]})
     assert torch.equal(weights(a), weights(b))
     assert logs(a, "loss", "grad_norm", "learning_rate") == logs(b, "loss", "grad_norm", "learning_rate")
     assert np.allclose(logs(a, "eval_loss"), logs(b, "eval_loss"), rtol=1e-6)  # ours takes the longest examples first
-    assert ours.events == stock.events
+    assert ours.events == [event for event in stock.events if event[0] != "on_prediction_step"]
     assert len(logs(a, "loss")) == 30
 
 
@@ -120,15 +132,14 @@ def test_accumulation_equals_stock_trainer_with_the_right_scale(tmp_path):
 
 
 @pytest.mark.parametrize("examples", [36, 37, 41])  # whole groups; a short micro-batch; a short group
-def test_accumulation_equals_one_large_batch(tmp_path, examples):
-    def order(self):
-        rng = np.random.default_rng((self.seed, self.epoch))
-        return rng.permutation(len(self.lengths))
+def test_accumulation_equals_one_large_batch(tmp_path, examples, monkeypatch):
+    def order(self):  # the same examples in each update
+        whole = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
+        return iter([whole[first:first + self.batch_size].tolist() for first in range(0, examples, self.batch_size)])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common.LengthGroupedBatches, "order", order)  # the same examples in each update
-        many = train(CustomTrainer, tmp_path / "a", dropout=0.0, examples=examples, gradient_accumulation_steps=4)
-        one = train(CustomTrainer, tmp_path / "b", dropout=0.0, examples=examples, per_device_train_batch_size=16)
+    monkeypatch.setattr(common.LengthGroupedBatches, "__iter__", order)
+    many = train(CustomTrainer, tmp_path / "a", dropout=0.0, examples=examples, gradient_accumulation_steps=4)
+    one = train(CustomTrainer, tmp_path / "b", dropout=0.0, examples=examples, per_device_train_batch_size=16)
     assert (weights(many) - weights(one)).abs().max() < 1e-5
     assert np.allclose(logs(many, "loss", "grad_norm"), logs(one, "loss", "grad_norm"), rtol=1e-4)
 
@@ -142,36 +153,21 @@ def test_stock_trainer_is_k_times_too_large(tmp_path):
     assert ratio == pytest.approx(np.full((1, 2), 4.0), rel=1e-4)
 
 
-def comparable_tables(trainer):
-    """history.csv and steps.csv, as text, without the two columns that hold clock readings."""
-    history = common.history_table(trainer.state.log_history).drop(columns=["seconds", "samples_per_second"])
-    return history.to_csv(), common.steps_table(trainer.state.log_history).to_csv()
-
-
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("stop_after", range(1, 12))
 def test_resume_at_any_step_equals_the_uninterrupted_run(tmp_path, stop_after, accumulation):
-    settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "num_train_epochs": 2, "max_steps": -1}
+    settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "num_train_epochs": 2}
     whole = train(CustomTrainer, tmp_path / "whole", **settings)
     if stop_after >= whole.state.max_steps:
         pytest.skip("the run is shorter")
-    train(CustomTrainer, tmp_path / "part", callbacks=[Recorder(stop_after)], **settings)
-    checkpoint = tmp_path / "part" / f"checkpoint-{stop_after}"
-    resumed = train(CustomTrainer, tmp_path / "part", resume=str(checkpoint), **settings)
-    assert torch.equal(weights(whole), weights(resumed))
-    assert comparable_tables(whole) == comparable_tables(resumed)
-    mine, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[number][name], theirs[number][name]) for number in mine for name in mine[number])
-
-
-def test_resume_at_the_end_of_an_epoch_with_another_process_state(tmp_path):
-    settings = {"save_strategy": "epoch", "num_train_epochs": 3}
-    whole = train(CustomTrainer, tmp_path / "a", **settings)
+    train(CustomTrainer, tmp_path / "part", more={"callbacks": [Recorder(stop_after)]}, **settings)
     torch.manual_seed(99)  # the state that a new process happens to have must not matter
     np.random.seed(99)  # noqa: NPY002
-    resumed = train(CustomTrainer, tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-10"), **settings)
+    resumed = train(CustomTrainer, tmp_path / "part", resume=str(tmp_path / f"part/checkpoint-{stop_after}"), **settings)
     assert torch.equal(weights(whole), weights(resumed))
+    assert history(whole) == history(resumed)
+    mine, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed))
+    assert all(torch.equal(mine[number][name], theirs[number][name]) for number in mine for name in mine[number])
 
 
 def test_evaluating_saving_and_callbacks_are_not_counted_as_training(tmp_path, monkeypatch):
@@ -183,74 +179,53 @@ def test_evaluating_saving_and_callbacks_are_not_counted_as_training(tmp_path, m
         def _move(self, _args, _state, _control, **_):
             now[0] += 1000
 
-        on_train_begin = on_epoch_begin = on_epoch_end = on_evaluate = on_save = _move
+        on_train_begin = on_epoch_begin = on_epoch_end = on_evaluate = _move
 
         def on_optimizer_step(self, _args, _state, _control, **_):
             now[0] += 1
 
-    trainer = train(CustomTrainer, tmp_path, callbacks=[Clock()], save_strategy="steps", save_steps=4,
+    trainer = train(CustomTrainer, tmp_path, more={"callbacks": [Clock()]}, save_strategy="steps", save_steps=4,
                     eval_strategy="steps", eval_steps=3)
     rows = [row for row in trainer.state.log_history if "epoch_train_loss" in row]
     assert [row["seconds"] for row in rows] == [10, 10, 10]
     assert [row["samples_per_second"] for row in rows] == [3.7, 3.7, 3.7]
-    assert common.read_json(tmp_path / "checkpoint-8" / "sums.json")["epoch_seconds"] == 8
-
-
-def test_the_seconds_before_a_checkpoint_count(tmp_path):
-    train(CustomTrainer, tmp_path, callbacks=[Recorder(3)])
-    sums = common.read_json(tmp_path / "checkpoint-3" / "sums.json")
-    assert 0 < sums["epoch_seconds"] < 1000
-    common.write_json(tmp_path / "checkpoint-3" / "sums.json", sums | {"epoch_seconds": 1000.0})
-    resumed = train(CustomTrainer, tmp_path, resume=str(tmp_path / "checkpoint-3"))
-    first, second, _ = common.history_table(resumed.state.log_history)["seconds"]
-    assert second < 1000 < first
-
-
-def test_a_checkpoint_holds_the_state_of_every_random_generator(tmp_path):
-    def draw():
-        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002 - the global ones
-
-    common.save_random_states(tmp_path, common.random_state()[None])
-    first = draw()
-    assert draw() != first
-    common.load_random_state(tmp_path, 0)
-    assert draw() == first
+    assert json.loads((tmp_path / "checkpoint-8/sums.json").read_text())["seconds"] == 8
+    sums = tmp_path / "checkpoint-8/sums.json"  # the seconds before a checkpoint count
+    sums.write_text(sums.read_text().replace('"seconds": 8', '"seconds": 500'))
+    resumed = train(CustomTrainer, tmp_path, resume=str(tmp_path / "checkpoint-8"), more={"callbacks": [Clock()]})
+    assert [row["seconds"] for row in resumed.state.log_history if "seconds" in row] == [502, 10, 10]
 
 
 def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
-    scores = iter([0.5, 0.9, 0.1, 0.2])
-    data = make_dataset()
-    trainer = CustomTrainer(
-        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
-        args=make_arguments(tmp_path, num_train_epochs=4, save_strategy="epoch", save_total_limit=2,
-                            load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True),
-        compute_metrics=lambda _: {"score": next(scores)})
-    trainer.train()
+    trainer = train(CustomTrainer, tmp_path, scores=iter([0.5, 0.9, 0.1, 0.2]), num_train_epochs=4,
+                    save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True,
+                    metric_for_best_model="score", greater_is_better=True)
     assert trainer.state.best_metric == 0.9
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-20")
-    from safetensors.torch import load_file
     best = load_file(tmp_path / "checkpoint-20" / "model.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items() if name in best)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-40"]
 
 
 def test_early_stopping(tmp_path):
-    scores = iter([0.9, 0.5, 0.4, 0.3])
-    data = make_dataset()
-    trainer = CustomTrainer(
-        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
-        args=make_arguments(tmp_path, num_train_epochs=4, save_strategy="epoch", load_best_model_at_end=True,
-                            metric_for_best_model="score", greater_is_better=True),
-        compute_metrics=lambda _: {"score": next(scores)}, callbacks=[EarlyStoppingCallback(2)])
-    trainer.train()
+    trainer = train(CustomTrainer, tmp_path, scores=iter([0.9, 0.5, 0.4, 0.3]), num_train_epochs=4,
+                    save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
+                    greater_is_better=True, more={"callbacks": [EarlyStoppingCallback(2)]})
     assert trainer.state.epoch == 3
     assert trainer.state.best_metric == 0.9
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the training loss is nan at step \d+"):
+def test_save_strategy_best_keeps_the_epochs_that_were_the_best_so_far(tmp_path):
+    train(CustomTrainer, tmp_path, scores=iter([0.5, 0.4, 0.9]), save_strategy="best", metric_for_best_model="score",
+          greater_is_better=True)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
+
+
+def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
         train(CustomTrainer, tmp_path, learning_rate=1e30, save_strategy="steps", save_steps=1)
-    assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
+    assert end.value.code == 1
+    assert "the training loss is nan at step" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint-1" / "sums.json").is_file()
 
 
 class OutOfMemory:
@@ -270,11 +245,9 @@ class OutOfMemory:
 def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp_path, capsys, accumulation, first):
     settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "eval_strategy": "no"}
     whole = train(CustomTrainer, tmp_path / "a", dropout=0.0, **settings)
-    model, data = make_model(0.0), make_dataset()
+    model = make_model(0.0)
     model.forward = forward = OutOfMemory(model, limit=1, first=first)
-    cut = CustomTrainer(model=model, args=make_arguments(tmp_path / "b", **settings), data_collator=data.collate,
-                        train_dataset=data)
-    cut.train()
+    cut = train(CustomTrainer, tmp_path / "b", model=model, **settings)
     assert cut.cuts == 4
     assert max(forward.sizes[first + 3:]) == 1
     assert (weights(cut) - weights(whole)).abs().max() < 1e-5
@@ -286,11 +259,10 @@ def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp
 def test_a_run_with_smaller_micro_batches_resumes_bit_for_bit(tmp_path):
     """It goes on with those: with the large ones dropout would draw other numbers."""
     def run(folder, resume=None, stop_after=None):
-        model, data = make_model(), make_dataset()
+        model = make_model()
         model.forward = OutOfMemory(model, limit=2)
-        trainer = CustomTrainer(model=model, args=make_arguments(folder, eval_strategy="no"), train_dataset=data,
-                                data_collator=data.collate, callbacks=[Recorder(stop_after)])
-        trainer.train(resume_from_checkpoint=resume)
+        trainer = train(CustomTrainer, folder, model=model, eval_strategy="no", resume=resume,
+                        more={"callbacks": [Recorder(stop_after)]})
         return trainer, model.forward.sizes
 
     whole, _ = run(tmp_path / "whole")
@@ -300,78 +272,40 @@ def test_a_run_with_smaller_micro_batches_resumes_bit_for_bit(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
-def test_one_example_that_does_not_fit_ends_the_run(tmp_path):
-    model, data = make_model(), make_dataset()
-    model.forward = OutOfMemory(model, limit=0)
-    trainer = CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"),
-                            data_collator=data.collate, train_dataset=data)
-    with pytest.raises(torch.OutOfMemoryError):
-        trainer.train()
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("shapes do not match")])
+def test_one_example_that_does_not_fit_and_other_errors_end_the_run(tmp_path, error):
+    def forward(*_args, **_inputs):
+        raise error
+
+    model = make_model()
+    model.forward = forward
+    with pytest.raises(type(error)):
+        train(CustomTrainer, tmp_path, model=model, eval_strategy="no")
+    with pytest.raises(RuntimeError):
+        common.predict(model, make_dataset(), common.KINDS["classification"], 16)
 
 
-def test_prediction_halves_batches_that_do_not_fit(capsys):
+def test_prediction_halves_batches_that_do_not_fit():
     model, data, kind = make_model(), make_dataset(), common.KINDS["classification"]
-    whole = common.predict(model, data, kind, 16, "fp32")
+    whole = common.predict(model, data, kind, 16)
     model.forward = forward = OutOfMemory(model, limit=5)
-    halved = common.predict(model, data, kind, 16, "fp32")
+    halved = common.predict(model, data, kind, 16)
     assert np.allclose(whole.logits, halved.logits, atol=1e-6)
     assert np.allclose(whole.vectors, halved.vectors, atol=1e-6)
-    assert forward.sizes[:4] == [1, 16, 8, 4]
-    assert "going on with half of that" in capsys.readouterr().out
+    assert forward.sizes[:4] == [16, 8, 4, 4]
 
 
-def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(tmp_path):
-    model, data = make_model(), make_dataset()
+def test_a_checkpoint_is_whole_when_sums_json_is_there(tmp_path, monkeypatch):
+    """It is written last and by rename; the checkpoint before goes only then."""
+    def kill(*_):
+        raise KeyboardInterrupt
 
-    def forward(*_args, **_inputs):
-        raise RuntimeError("shapes do not match")
-
-    model.forward = forward
-    trainer = CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"),
-                            data_collator=data.collate, train_dataset=data)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        trainer.train()
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        common.predict(model, data, common.KINDS["classification"], 16, "fp32")
-
-
-def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path):
-    for step in (100, 9, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
-        common.write_json(tmp_path / f"checkpoint-{step}" / common.COMPLETE, {"weights": 1})
-    assert [path.name for path in common.whole_checkpoints(tmp_path)] == [
-        "checkpoint-9", "checkpoint-10", "checkpoint-100"]
-
-
-def test_the_marker_of_a_checkpoint_names_every_other_file_and_its_size(tmp_path):
-    train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
-    checkpoint = tmp_path / "checkpoint-10"
-    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != common.COMPLETE}
-    assert common.read_json(checkpoint / common.COMPLETE) == sizes
-    assert {"model.safetensors", "optimizer.safetensors", "random.safetensors", "trainer_state.json"} <= set(sizes)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no marker", "truncated marker"])
-def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, capsys, damage):
-    train(CustomTrainer, tmp_path, save_strategy="epoch")
-    assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20",
-                                                                        "checkpoint-30"]
-    last = tmp_path / "checkpoint-30"
-    file = last / (common.COMPLETE if "marker" in damage else "model.safetensors")
-    if "truncated" in damage:
-        file.write_bytes(file.read_bytes()[:-9])
-    else:
-        file.unlink()
-    assert [path.name for path in common.whole_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
-    assert f"{last} is not whole" in capsys.readouterr().out
-
-
-def test_checkpoint_holds_no_pickle(tmp_path):
-    train(CustomTrainer, tmp_path, save_strategy="epoch", num_train_epochs=1)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json"}
-    assert not list(tmp_path.glob(".*"))  # no temporary folder is left
+    monkeypatch.setattr(common, "write_text", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(CustomTrainer, tmp_path, save_strategy="epoch", save_total_limit=1)
+    names = {path.name for path in (tmp_path / "checkpoint-10").iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
+    assert "sums.json" not in names
 
 
 def test_train_loss_and_accuracy_are_over_examples(tmp_path):
@@ -383,34 +317,44 @@ def test_train_loss_and_accuracy_are_over_examples(tmp_path):
     trainer.model.eval()
     with torch.no_grad():
         logits = trainer.model(**batch).logits
-    row = common.history_table(trainer.state.log_history).iloc[0]
-    assert row["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert row["train_accuracy"] == (logits.argmax(-1) == labels).double().mean().item()
+    (loss, accuracy), = logs(trainer, "epoch_train_loss", "epoch_train_accuracy")
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(-1) == labels).double().mean().item(), abs=1e-7)
 
 
-def test_class_weights_weigh_the_sum(tmp_path):
-    data = make_dataset(8)
-    batch = data.collate([data[i] for i in range(8)])
-    pair = torch.tensor([0.5, 3.0])
-    arguments = make_arguments(tmp_path, eval_strategy="no")
-    trainer = CustomTrainer(model=make_model(0.0), args=arguments, class_weights=pair)
+def test_class_weights_weigh_training_and_evaluation(tmp_path):
+    pair, data = torch.tensor([0.5, 3.0]), make_dataset(11, seed=1)
+    trainer = CustomTrainer(model=make_model(0.0), args=make_arguments(tmp_path), class_weights=pair, eval_dataset=data)
+    batch = data.collate([data[i] for i in range(11)])
     trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=8)
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=11)
     logits = trainer.model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    by_hand = sum(pair[y] * -torch.log_softmax(row, -1)[y] for row, y in zip(logits, batch["labels"], strict=True)) / 8
+    by_hand = sum(pair[y] * -torch.log_softmax(row, -1)[y] for row, y in zip(logits, batch["labels"], strict=True)) / 11
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_a_loss_function_of_ones_own_is_given_the_examples_of_the_update(tmp_path):
+    """Of a model's outputs, labels and their number, as Trainer's compute_loss_func; evaluation takes it too."""
+    def loss(outputs, labels, num_items_in_batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    a = train(CustomTrainer, tmp_path, gradient_accumulation_steps=3)
+    b = train(CustomTrainer, tmp_path, gradient_accumulation_steps=3, more={"compute_loss_func": loss})
+    c = train(CustomTrainer, tmp_path, more={"compute_loss_func": lambda *given, **named: 2 * loss(*given, **named)})
+    assert torch.equal(weights(a), weights(b))
+    assert logs(a, "eval_loss") == logs(b, "eval_loss")
+    assert logs(c, "eval_loss")[0][0] > 1.5 * logs(b, "eval_loss")[0][0]
 
 
 def test_step_schedule_multiplies_the_rate_after_each_epoch(tmp_path):
     data = make_dataset()
-    trainer = CustomTrainer(model=make_model(), data_collator=data.collate, train_dataset=data,
+    trainer = CustomTrainer(model=make_model(), train_dataset=data,
                             args=make_arguments(tmp_path, eval_strategy="no", lr_scheduler_type="constant"))
     trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), 10, 0.9)
     trainer.train()
-    rates = [rate for rate, in logs(trainer, "learning_rate") if rate]
-    steps = common.steps_table(trainer.state.log_history)["learning_rate"]
-    assert len(rates) >= 30
-    assert steps.tolist() == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
+    rates = [rate for rate, _ in logs(trainer, "learning_rate", "loss")]
+    assert rates == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
 
 
 @pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
@@ -419,48 +363,75 @@ def test_what_the_loop_does_without_is_refused(tmp_path, changes):
         CustomTrainer(model=make_model(), args=make_arguments(tmp_path, **changes), eval_dataset=make_dataset())
 
 
-def test_a_loss_function_of_ones_own_is_given_the_examples_of_the_update(tmp_path):
-    """Of a model's outputs, labels and their number, as Trainer's compute_loss_func."""
-    def loss(outputs, labels, num_items_in_batch):
-        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
-
-    data, found = make_dataset(), []
-    for own in (None, loss):
-        arguments = make_arguments(tmp_path, gradient_accumulation_steps=3, eval_strategy="no")
-        trainer = CustomTrainer(model=make_model(), args=arguments, data_collator=data.collate, train_dataset=data,
-                                compute_loss_func=own)
-        trainer.train()
-        found.append(weights(trainer))
-    assert torch.equal(*found)
-
-
-def test_save_strategy_best_keeps_the_epochs_that_were_the_best_so_far(tmp_path):
-    scores, data = iter([0.5, 0.4, 0.9]), make_dataset()
-    CustomTrainer(
-        model=make_model(), data_collator=data.collate, train_dataset=data, eval_dataset=make_dataset(11, 1),
-        args=make_arguments(tmp_path, save_strategy="best", metric_for_best_model="score", greater_is_better=True),
-        compute_metrics=lambda _: {"score": next(scores)}).train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
-
-
 def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
     """Tensor.item, bool(tensor) and the like make the host wait; between two logs none of them is called."""
     waits = []
     for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: (
-            waits.append((_n, "".join(frame.function for frame in inspect.stack()[1:2]))), _o(self, *a, **k))[1])
+            waits.append((_n, inspect.stack()[1].function)), _o(self, *a, **k))[1])
     train(CustomTrainer, tmp_path, logging_steps=1000, eval_strategy="no", num_train_epochs=1)
-    in_loop = {"_inner_training_loop", "compute_loss", "_sums", "_add_to_sums", "_cut", "_examples_of_update"}
+    in_loop = {"_inner_training_loop", "compute_loss", "loss_of", "_over_processes", "_cut_smaller", "<listcomp>"}
     assert not [wait for wait in waits if wait[1] in in_loop]
-    assert ("item", "_log_evaluate_save") in waits or ("tolist", "_close_epoch") in waits  # the probe works
+    assert ("tolist", "_close_epoch") in waits  # the probe works
+
+
+# What we take from Trainer's inside, with the parameters that we rely on; a new version has to be read again.
+PRIVATE = {
+    "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+    "_prepare_for_training": "max_steps train_dataloader resume_from_checkpoint",
+    "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate",
+    "_finalize_training": "trial num_train_samples start_time", "_get_learning_rate": "",
+    "set_initial_training_values": "args dataloader", "_save_checkpoint": "model trial", "_load_rng_state": "checkpoint",
+    "get_train_dataloader": "", "evaluate": "eval_dataset ignore_keys metric_key_prefix", "log": "logs start_time",
+    "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_trainers_helpers_are_as_we_know_them(name):
+    for owner in (Trainer, CustomTrainer):
+        assert list(inspect.signature(getattr(owner, name)).parameters)[1:] == PRIVATE[name].split()
+
+
+def make_notebook_trainer(trainer_class, folder, recorder):
+    """A trainer as in a notebook: a data set of the library datasets, 6 batches, and Trainer's arguments alone."""
+    rng = np.random.default_rng(0)
+    rows = datasets.Dataset.from_dict({
+        "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(22)], "label": [0, 1] * 11,
+        "unused": ["text"] * 22})
+    return trainer_class(model=make_model(), args=make_arguments(folder, remove_unused_columns=True),
+                         train_dataset=rows, eval_dataset=rows, data_collator=DefaultDataCollator(),
+                         callbacks=[recorder])
+
+
+def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
+    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's, a resume too."""
+    recorders, trainers = [Recorder(), Recorder()], []
+    for trainer_class, recorder in zip((CustomTrainer, Trainer), recorders, strict=True):
+        trainers.append(make_notebook_trainer(trainer_class, tmp_path / trainer_class.__name__, recorder))
+        output = trainers[-1].train()
+        assert output.global_step == 18
+        assert math.isfinite(output.training_loss)
+    ours, stock = trainers
+    assert torch.equal(weights(ours), weights(stock))
+    for names in (("loss", "grad_norm", "learning_rate"), ("eval_loss",)):
+        assert logs(ours, *names) == logs(stock, *names)
+    assert recorders[0].events == recorders[1].events
+    assert np.array_equal(*(trainer.predict(trainer.eval_dataset).predictions for trainer in trainers))
+    for stop_after in (6, 8):  # at the end of the first epoch, within the second
+        folder = tmp_path / f"part{stop_after}"
+        make_notebook_trainer(CustomTrainer, folder, Recorder(stop_after)).train()
+        resumed = make_notebook_trainer(CustomTrainer, folder, Recorder())
+        resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{stop_after}"))
+        assert torch.equal(weights(ours), weights(resumed))
+        assert history(ours) == history(resumed)
 
 
 class TestLengthGroupedBatches:
-    def batches(self, seed=1, epoch=0, window=50, examples=1003, first=0, process=0, processes=1):
+    def batches(self, seed=1, epoch=0, window=50, examples=1003, process=0, processes=1):
         lengths = np.random.default_rng(0).integers(3, 100, size=examples)
         batches = common.LengthGroupedBatches(lengths, 16, seed, window, process, processes)
-        batches.start(epoch, first)
+        batches.set_epoch(epoch)
         return batches
 
     def test_every_example_once_and_a_function_of_seed_and_epoch(self):
@@ -469,9 +440,6 @@ class TestLengthGroupedBatches:
         assert [len(batch) for batch in found] == [16] * 62 + [11]
         assert found == list(self.batches())
         assert found not in (list(self.batches(epoch=1)), list(self.batches(seed=2)))
-
-    def test_begins_where_a_run_stopped(self):
-        assert list(self.batches(first=40)) == list(self.batches())[40:]
 
     def test_batches_hold_like_lengths(self):
         def padding(window):
@@ -483,74 +451,12 @@ class TestLengthGroupedBatches:
     def test_fewer_examples_than_a_batch(self):
         assert sorted(next(iter(self.batches(examples=5)))) == list(range(5))
 
-    @pytest.mark.parametrize("examples", [1003, 994, 3])  # the last batch has 11, 2 and 3 examples for four processes
+    @pytest.mark.parametrize("examples", [1003, 994, 7])  # a remainder of 11, of 2, which joins a batch, and of 7
     def test_processes_share_each_batch(self, examples):
-        whole = list(self.batches(examples=examples))
-        parts = [self.batches(examples=examples, process=process, processes=4) for process in range(4)]
-        for batch, *shares in zip(whole, *(zip(part, part.shares(), strict=True) for part in parts), strict=True):
-            counted = [example for found, count in shares for example in found[:count]]
-            assert sorted(counted) == sorted(batch)
-            assert all(len(found) == max(count, 1) for found, count in shares)
-
-
-# What we take from Trainer's inside, with the parameters that we rely on; a new version has to be read again.
-PRIVATE = {
-    "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
-    "_prepare_for_training": "max_steps train_dataloader resume_from_checkpoint",
-    "_finalize_training": "trial num_train_samples start_time",
-    "_evaluate": "trial ignore_keys_for_eval skip_scheduler",
-    "_determine_best_metric": "metrics trial", "_get_output_dir": "trial", "_get_learning_rate": "",
-    "_prepare_inputs": "inputs", "set_initial_training_values": "args dataloader",
-    "_save_checkpoint": "model trial", "_load_optimizer_and_scheduler": "checkpoint", "_load_scaler": "checkpoint",
-    "_load_rng_state": "checkpoint", "get_train_dataloader": "",
-    "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
-    "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
-
-
-@pytest.mark.parametrize("name", PRIVATE)
-def test_trainers_helpers_are_as_we_know_them(name):
-    assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == PRIVATE[name].split()
-    ours = inspect.signature(getattr(CustomTrainer, name))
-    assert list(ours.parameters)[1:] == PRIVATE[name].split()
-
-
-def make_notebook_trainer(trainer_class, folder, recorder):
-    """A trainer as in a notebook: a data set of the library datasets, 6 batches, and Trainer's arguments alone."""
-    import datasets
-    from transformers import DefaultDataCollator
-
-    rng = np.random.default_rng(0)
-    rows = datasets.Dataset.from_dict({
-        "input_ids": [rng.integers(1, 50, size=6).tolist() for _ in range(22)], "label": [0, 1] * 11,
-        "unused": ["text"] * 22})
-    return trainer_class(model=make_model(), args=make_arguments(folder, remove_unused_columns=True),
-                         train_dataset=rows, eval_dataset=rows, data_collator=DefaultDataCollator(),
-                         callbacks=[recorder])
-
-
-@pytest.mark.parametrize("stop_after", [6, 8])  # at the end of the first epoch, within the second
-def test_a_data_set_of_any_other_class_resumes_bit_for_bit_too(tmp_path, stop_after):
-    whole = make_notebook_trainer(CustomTrainer, tmp_path / "whole", Recorder())
-    whole.train()
-    make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder(stop_after)).train()
-    resumed = make_notebook_trainer(CustomTrainer, tmp_path / "part", Recorder())
-    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_after}"))
-    assert torch.equal(weights(whole), weights(resumed))
-    assert comparable_tables(whole) == comparable_tables(resumed)
-
-
-def test_a_notebook_needs_no_more_than_trainers_own_arguments(tmp_path):
-    """Any data set, nothing but Trainer's arguments: the same weights, logs and events as Trainer's."""
-    recorders, trainers = [Recorder(), Recorder()], []
-    for trainer_class, recorder in zip((CustomTrainer, Trainer), recorders, strict=True):
-        trainers.append(make_notebook_trainer(trainer_class, tmp_path / trainer_class.__name__, recorder))
-        output = trainers[-1].train()
-        assert output.global_step == 18
-        assert math.isfinite(output.training_loss)
-        assert json.dumps(output.metrics)
-    ours, stock = trainers
-    assert torch.equal(weights(ours), weights(stock))
-    for names in (("loss", "grad_norm", "learning_rate"), ("eval_loss",)):
-        assert logs(ours, *names) == logs(stock, *names)
-    assert recorders[0].events == recorders[1].events
-    assert np.array_equal(*(trainer.predict(trainer.eval_dataset).predictions for trainer in trainers))
+        parts = [list(self.batches(examples=examples, process=process, processes=4)) for process in range(4)]
+        assert {len(part) for part in parts} == {len(self.batches(examples=examples, processes=4))}
+        found = [example for part in parts for batch in part for example in batch]
+        assert sorted(found) == list(range(examples))
+        assert all(batch for part in parts for batch in part)
+        sizes = [sum(map(len, shares)) for shares in zip(*parts, strict=True)]
+        assert max(sizes) - 16 < 4
