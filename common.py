@@ -154,71 +154,61 @@ class CustomTrainer(Trainer):
             return self.compute_loss_func(outputs, labels, num_items_in_batch=examples)
         return self.kind.loss(outputs, labels, self.class_weights) / examples
 
-    def _inner_training_loop(  # noqa: C901, PLR0915 - a lesson is read in one piece
-        self, batch_size=None, args=None, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None
-    ):
+    def _inner_training_loop(self, batch_size=None, args=None,  # noqa: C901, PLR0915 - a lesson is read in one piece
+                             resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """Train; returns TrainOutput(global_step, training_loss, metrics). Trainer.train() calls it."""
-        # 1. Plan. A micro-batch is what fits into memory; an update is made of up to gradient_accumulation_steps of
-        #    them. max_steps and state.global_step count updates.
+        # 1. Plan. An epoch has num_batches micro-batches; an update takes up to gradient_accumulation_steps of them.
         self.accelerator.free_memory()
-        self._train_batch_size = batch_size
         loader = self.get_train_dataloader()
-        (num_epochs, updates_per_epoch, _, num_samples, _, batches_per_epoch, max_steps
-         ) = self.set_initial_training_values(args, loader)
+        plan = self.set_initial_training_values(args, loader)
+        num_epochs, num_updates, _, num_samples, _, num_batches, max_steps = plan
 
         # 2. State. Trainer's own two: the first reads trainer_state.json of a checkpoint and says where to begin; the
         #    second makes AdamW (create_optimizer), moves the model to the device, wraps its forward pass in autocast
         #    for bf16 and fp16, makes the schedule (create_scheduler) and loads a checkpoint into both.
-        first_epoch, batches_to_skip = self._init_training_state(
-            max_steps, updates_per_epoch, num_epochs, resume_from_checkpoint, trial)
+        first_epoch, to_skip = self._init_training_state(
+            max_steps, num_updates, num_epochs, resume_from_checkpoint, trial)
         model, loader = self._prepare_for_training(max_steps, loader, resume_from_checkpoint)
         self._start_sums(resume_from_checkpoint)
-        start_time = time.time()
-        model.zero_grad()
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
 
         for epoch in range(first_epoch, num_epochs):
-            # 3. Epoch. The order depends on the seed and the epoch alone, so a resumed one goes on with the very
-            #    batches that were left. A random state saved between two epochs belongs before iter(), which draws from
-            #    it; one saved within an epoch after.
+            # 3. Epoch. The order hangs on seed and epoch alone, so a resumed one goes on with the batches that were
+            #    left. A random state saved between epochs belongs before iter(), which draws from it, others after.
             self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
             loader.set_epoch(epoch)
-            is_first = epoch == first_epoch
-            batches_done, random_state = (batches_to_skip, resume_from_checkpoint) if is_first else (0, None)
-            if batches_done == 0:
-                self._load_rng_state(random_state)  # of None: nothing
+            resuming = resume_from_checkpoint is not None and epoch == first_epoch
+            batches_done = to_skip if resuming else 0
+            if resuming and batches_done == 0:
+                self._load_rng_state(resume_from_checkpoint)
             batches = iter(skip_first_batches(loader, batches_done) if batches_done else loader)
             learning_rate, save_later = self._get_learning_rate(), False
             self._epoch_start = time.time() - self._epoch_seconds  # those before the checkpoint, if resumed within
 
             # 4. Micro-batches: forward, loss, backward. islice takes the next batches, fewer of them at the end.
             while group := list(islice(batches, args.gradient_accumulation_steps)):
-                if batches_done == batches_to_skip > 0:
-                    self._load_rng_state(random_state)
+                if resuming and batches_done == to_skip > 0:
+                    self._load_rng_state(resume_from_checkpoint)
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 model.train()
-                examples = sum(len(batch["labels"]) for batch in group)  # those of all processes:
-                examples = self.accelerator.reduce(torch.tensor(float(examples), device=args.device))
+                examples = self._count(group)
                 parts = [{name: tensor[cut::self.cuts] for name, tensor in batch.items()}
                          for batch in group for cut in range(min(self.cuts, len(batch["labels"])))]
                 sums = torch.zeros_like(self._epoch_sums)
                 try:
                     for number, batch in enumerate(parts, start=1):
-                        is_last = number == len(parts)
-                        with nullcontext() if is_last else self.accelerator.no_sync(model):
+                        with self.accelerator.no_sync(model) if number < len(parts) else nullcontext():  # meet once
                             loss, outputs = self.compute_loss(model, batch, True, examples)  # forward and loss
-                            # adds to param.grad and divides by nothing; of several processes, which exchange gradients
-                            # in the last backward pass alone, DistributedDataParallel takes the mean: * world_size
-                            self.accelerator.backward(loss * args.world_size)
+                            self.accelerator.backward(loss * args.world_size)  # adds to param.grad, divides by nothing
                         sums += self._measure(loss, outputs, batch["labels"], examples)
-                        if not is_last:
+                        if number < len(parts):
                             self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
                 except RuntimeError as error:
                     self._cut_smaller(error, parts)  # raises all but out of memory
                     model.zero_grad()
                     batches = chain(group, batches)  # the same update again, in smaller micro-batches
                     continue
-                self._tr_loss += sums[0] * args.world_size  # of which Trainer logs the mean over the processes
+                self._tr_loss += sums[0] * args.world_size  # of which, as of gradients, processes take the mean
                 self._epoch_sums += sums
                 batches_done += len(group)
 
@@ -232,16 +222,15 @@ class CustomTrainer(Trainer):
                     self.lr_scheduler.step()
                 model.zero_grad()
                 self.state.global_step += 1
-                self.state.epoch = epoch + batches_done / batches_per_epoch
+                self.state.epoch = epoch + batches_done / num_batches
 
-                # 6. Log, evaluate, save: what should_log, should_evaluate and should_save ask for, which Trainer's
-                #    DefaultFlowCallback sets in on_step_end and on_epoch_end, by logging_steps and the strategies.
-                #    A checkpoint due at an epoch's last update waits for the epoch's evaluation.
+                # 6. Log, evaluate, save: as should_log, should_evaluate, should_save say, which Trainer's own
+                #    DefaultFlowCallback sets in on_step_end and on_epoch_end; at an epoch's end evaluation comes first.
                 self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-                save_later = self.control.should_save and batches_done == batches_per_epoch
+                save_later = self.control.should_save and batches_done == num_batches
                 self.control.should_save &= not save_later
                 self._maybe_log_save_evaluate(self._tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval,
-                                              start_time, learning_rate)
+                                              self._start_time, learning_rate)
                 if self.control.should_epoch_stop or self.control.should_training_stop:
                     break
 
@@ -249,12 +238,12 @@ class CustomTrainer(Trainer):
             self.control = self.callback_handler.on_epoch_end(args, self.state, self.control)
             self.control.should_save |= save_later
             self._maybe_log_save_evaluate(self._tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval,
-                                          start_time, learning_rate)
+                                          self._start_time, learning_rate)
             if self.control.should_training_stop:
                 break
 
         # 7. Close: mean loss, speed, the best epoch's weights back into memory (_load_best_model), on_train_end.
-        return self._finalize_training(trial, num_samples, start_time)
+        return self._finalize_training(trial, num_samples, self._start_time)
 
     # For the loop you may stop reading here. The host waits for the device where it reads a number from it: in
     # _maybe_log_save_evaluate for a log, in _close_epoch, for a checkpoint, in evaluation, and in the scaler of fp16.
@@ -300,6 +289,11 @@ class CustomTrainer(Trainer):
         return torch.stack([loss.detach(), loss.detach() * examples, self.kind.score(outputs, labels),
                             torch.full_like(loss, len(labels))])
 
+    def _count(self, group):
+        """The examples of an update, those of all processes, a tensor: nobody waits for it."""
+        examples = float(sum(len(batch["labels"]) for batch in group))
+        return self.accelerator.reduce(torch.tensor(examples, device=self.args.device))
+
     def _close_epoch(self, learning_rate):
         """Append the epoch's training loss, score and seconds to state.log_history, and start anew."""
         _, loss, score, examples = self.accelerator.reduce(self._epoch_sums.clone()).tolist()  # waits for the device
@@ -339,6 +333,7 @@ class CustomTrainer(Trainer):
         self._total_loss_scalar = -since_log  # TrainOutput's mean is over the updates of this call alone
         self._initial_global_step = self.state.global_step
         self._globalstep_last_logged = saved.get("last_logged", self.state.global_step)
+        self._start_time = time.time()
         self._epoch_seconds, self.cuts = saved.get("seconds", 0.0), saved.get("cuts", 1)
 
     def _save_checkpoint(self, model, trial):
@@ -1382,7 +1377,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Kind, batch_size: int, prec
             loss: Callable[[Any, Tensor], Tensor] | None = None) -> Outputs:
     """Run the model over the data set, the longest items first: memory shows at once whether it suffices.
 
-    Where it does not, accelerate begins again with half the batch size. Several processes share the items, and each
+    Where it does not, accelerate begins again with smaller batches. Several processes share the items, and each
     returns the whole. batch_size: items per forward pass; precision: fp32, fp16 or bf16.
     """
     rows = np.argsort(-dataset.lengths, kind="stable")[PROCESS::PROCESSES]
@@ -1458,6 +1453,29 @@ def slug(name: str) -> str:
     path = Path(name)
     name = path.stem if path.suffix.lower() in OWN_FILES else path.resolve().name if path.is_dir() else name
     return re.sub(r"[^\w.+-]+", "-", name.strip("/").replace("/", "--")) or "unnamed"
+
+
+def published(task: Task, metric: str, parameters: int) -> list[dict[str, Any]]:
+    """The figures of catalog/scores.csv, in points: the paper's and the leaderboard's, and all checked references.
+
+    Of several for a role the one that is checked and of the size nearest to a model of `parameters`; references in that
+    order. `differs` says in what one differs from ours and how, `model` whether it was not checked.
+    """
+    sizes = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # fewer parameters than this
+    ours, split = next(name for name in sizes if parameters < sizes[name]), task["splits"].get("test", "a cut of train")
+    table = pd.read_csv(CATALOG / "scores.csv", keep_default_na=False)
+    scores = table[(table["key"] == task["key"]) & (table["metric"] == metric)].to_dict("records")
+    places = {name: abs(place - [*sizes].index(ours)) for place, name in enumerate(sizes)}
+    scores.sort(key=lambda score: (not score["checked"], places.get(score["size"], 9)))
+    for score in scores:
+        facts = {"source": "its source was not checked" * (not score["checked"]),
+                 "split": f"its split is {score['split']} and ours {split}" * (score["split"] != split),
+                 "size": f"its model is of size {score['size']} and ours {ours}" * (score["size"] != ours),
+                 "way": score["note"] if score["checked"] else ""}
+        score |= {"differs": {name: fact for name, fact in facts.items() if fact},
+                  "model": score["model"] + ", unchecked" * (not score["checked"])}
+    first = [[score for score in scores if score["role"] == role][:1] for role in ("paper", "leaderboard")]
+    return [*chain(*first), *(score for score in scores if score["role"] == "reference" and score["checked"])]
 
 
 def find_run(args: Any) -> tuple[Path, dict[str, Any]]:

@@ -68,33 +68,9 @@ from common import UserError
 
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
-SIZES = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # classes of models: fewer parameters than this
 
 
 # Published figures. Those of catalog/scores.csv are in points, ours shares of 1.
-
-
-def published(metric):
-    """The scores of a metric: the paper's and the leaderboard's best fitting one each, and all checked references.
-
-    Best fitting: checked, and of the size nearest to our model's; `differs` says in what one differs from ours.
-    """
-    table = pd.read_csv(common.CATALOG / "scores.csv", keep_default_na=False)
-    table = table[(table["key"] == task["key"]) & (table["metric"] == metric)]
-    sizes, chosen = [*SIZES], []
-    for role in ("paper", "leaderboard", "reference"):
-        found = table[table["role"] == role].to_dict("records")
-        found.sort(key=lambda score: (not score["checked"], abs(sizes.index(score["size"]) - sizes.index(our_size))
-                                      if score["size"] in sizes else 9))
-        chosen += [score for score in found if score["checked"]] if role == "reference" else found[:1]
-    for score in chosen:
-        parts = {"its source was not checked": not score["checked"],
-                 f"its split is {score['split']} and ours {our_split}": score["split"] != our_split,
-                 f"its model is of size {score['size']} and ours {our_size}": score["size"] != our_size,
-                 score["note"]: score["note"] and score["checked"]}
-        score["differs"] = [part for part, holds in parts.items() if holds]
-        score["shown_model"] = score["model"] + ", unchecked" * (not score["checked"])
-    return chosen
 
 
 def what_is_ours():
@@ -111,12 +87,12 @@ def what_is_ours():
 
 def published_columns(metric, value):
     """What metrics.csv says of the published figures; gaps are in points; comparable: `yes`, or `no` and why."""
-    scores = {score["role"]: score for score in published(metric) if score["role"] != "reference"}
-    reasons = what_is_ours() + [f"{role}: {', '.join(score['differs'])}" for role, score in scores.items()
+    scores = {score["role"]: score for score in published[metric] if score["role"] != "reference"}
+    reasons = what_is_ours() + [f"{role}: {', '.join(score['differs'].values())}" for role, score in scores.items()
                                 if score["differs"]]
     columns = {}
     for role, score in scores.items():
-        columns |= {role: score["value"] / 100, f"{role}_model": score["shown_model"], f"{role}_split": score["split"],
+        columns |= {role: score["value"] / 100, f"{role}_model": score["model"], f"{role}_split": score["split"],
                     f"{role}_gap": 100 * value - score["value"]}
     return columns | ({"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(
         f"{role}: {score['cite']}, {score['url']}" for role, score in scores.items())} if scores else {})
@@ -335,16 +311,16 @@ timing = {"split": "test", "examples": len(test), "tokens": test_set.tokens, "se
 common.write_csv(folder / "timing.csv", pd.DataFrame([timing]))
 
 # 4. The predictions, and the vectors that the head read.
-our_split, our_size = task["splits"].get("test", "a cut of train"), next(
-    name for name, limit in SIZES.items() if run["model_info"]["parameters"] < limit)
 inputs = test[["id", *common.text_columns(task)]]
-inputs.insert(1, "split", our_split)
+inputs.insert(1, "split", task["splits"].get("test", "test"))
 predictions = pd.concat([inputs, kind.predict(outputs.logits, test, task, test_set)], axis=1)
 common.write_csv(folder / "predictions.csv", predictions)
 arrays = {"id": test["id"].to_numpy(dtype=np.str_), "vector": outputs.vectors}
 common.write_whole(folder / "hidden_states.npz", lambda part: np.savez(part, **arrays))
 
 # 5. The scores, with percentile bootstrap intervals over the test examples (Efron 1979).
+published = {metric: common.published(task, metric, run["model_info"]["parameters"])
+             for metric in kind.metrics(predictions, task)}
 scores, draws, rows = kind.metrics(predictions, task), kind.resample(predictions, task), []
 for metric, value in scores.items():
     low, high = np.percentile(draws[metric], [2.5, 97.5])
@@ -362,7 +338,7 @@ if kind.confidence_is:
              for name, scale in (("ece", "raw"), ("ece_temperature", "temperature"))]
     common.write_csv(folder / "calibration.csv", pd.concat(scales, names=["scale"]).reset_index("scale"))
     draw_calibration(scales, folder / "calibration.png")
-metrics = pd.DataFrame(rows, columns=METRICS_HEADER).assign(split=our_split)
+metrics = pd.DataFrame(rows, columns=METRICS_HEADER).assign(split=inputs["split"].iloc[0])
 common.write_csv(folder / "metrics.csv", metrics)
 confusion = getattr(kind, "confusion", None) or CONFUSION.get(task["kind"])
 if confusion:
@@ -391,17 +367,17 @@ if args.baselines or (folder / "baselines.csv").is_file():
 
 # 7. What is printed; the CSV files have all of it.
 print(f"{task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
-      f"{run['training']['metric']}), {len(test)} test examples ({our_split})\n{shown.to_string(index=False)}")
-compared = [(row, score) for row in main.itertuples() for score in published(row.metric)] if not run["sample"] else []
+      f"{run['training']['metric']}), {len(test)} examples ({metrics['split'][0]})\n{shown.to_string(index=False)}")
+compared = [(row, score) for row in main.itertuples() for score in published[row.metric]] if not run["sample"] else []
 if compared:
     print(pd.DataFrame([{
         "published": score["role"], "metric": row.metric, "theirs": f"{score['value'] / 100:.4f}",
         "ours less theirs, points": "{:+.1f} ({:+.1f} to {:+.1f})".format(
             *(100 * ours - score["value"] for ours in (row.value, row.ci_low, row.ci_high))),
-        "model": score["shown_model"], "differs": "; ".join(score["differs"]) or "in nothing", "by": score["cite"]}
+        "model": score["model"], "split": score["split"], "differs in": ", ".join(score["differs"]) or "nothing",
+        "by": score["cite"]}
         for row, score in compared]).to_string(index=False))
-    print("; ".join([f"ours: {our_size} ({run['model_info']['parameters'] / 1e6:.1f} M parameters), {our_split}",
-                     *what_is_ours()]))
+    print("; ".join([f"ours: {run['model_info']['parameters'] / 1e6:.1f} M parameters", *what_is_ours()]))
 if scales:
     print(f"calibration error of the {kind.confidence_is}: {calibration_error(scales['raw']):.4f}, at temperature "
           f"{temperature:.2f} (fitted on validation) {calibration_error(scales['temperature']):.4f}")

@@ -57,6 +57,10 @@ class Answers(Kind):
         right = predictions["correct"].to_numpy()[:, None]
         return {"accuracy": Counts(right | True, right, weights).all_right}
 
+    # What llm_compare.py asks an LLM for, and how it reads the first line of the answer.
+    answer_form = {"request": "Answer with a single word or a short phrase and nothing else.",
+                   "parse": lambda line: (line, "text") if any(map(str.isalnum, line)) else (None, "no word")}
+
 
 class ImageDataset(TokenDataset):
     """Questions with the image of each: an image is opened when its example is asked for, so memory stays flat.

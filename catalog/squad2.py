@@ -235,6 +235,26 @@ class Span(Kind):
         right = test["gold"] == ""
         return {"no answer": test[["gold"]].assign(predicted="", correct=right, f1=right.astype("float64"))}
 
+    def judge(self, gold: pd.Series, answers: pd.Series) -> Table:
+        """gold, predicted, correct and f1 of answers beside the accepted ones, as gold() joins them."""
+        scores = np.array([squad_scores(answer, accepted.split(" | "))
+                           for answer, accepted in zip(answers, gold, strict=True)]).reshape(-1, 2)
+        return pd.DataFrame({"gold": gold, "predicted": answers, "correct": scores[:, 0] == 1, "f1": scores[:, 1]})
+
+    def parse_answer(self, line: str) -> tuple[str | None, str]:
+        """An LLM's answer, "" where it says that there is none; how it was read."""
+        if re.search(r"\bunanswerable\b|^\W*no answer\W*$", line, re.IGNORECASE):
+            return "", "no answer"
+        return (line.strip("\"“”*`"), "text") if normalize_answer(line) else (None, "no word")
+
+    @property
+    def answer_form(self) -> dict[str, Any]:
+        """What llm_compare.py asks an LLM for, and how it reads and judges the answers."""
+        return {"request": "Answer with the shortest stretch of the context that answers the question, word for word, "
+                           "or with unanswerable, and nothing else.", "new_tokens": 32, "right_metric": "exact",
+                "example": lambda answers: answers.split(" | ")[0] or "unanswerable", "parse": self.parse_answer,
+                "judge": self.judge}
+
 
 KINDS = {"span": Span()}
 

@@ -16,18 +16,21 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 import common  # noqa: E402
 
+THREADS = torch.get_num_threads()  # what a user has, and so a script that run() runs
+torch.set_num_threads(1)  # for what is tested by itself: pytest-xdist's workers would wait for each other's threads
+
 
 def run(script: str, *flags: object) -> int:
     """Run a script as `python <script>.py <flags>` does, in this process; returns its exit code."""
-    threads, argv = torch.get_num_threads(), sys.argv
-    sys.argv = [str(ROOT / f"{script}.py"), *map(str, flags)]
+    argv, sys.argv = sys.argv, [str(ROOT / f"{script}.py"), *map(str, flags)]
+    torch.set_num_threads(THREADS)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         return end.code or 0
     finally:
         sys.argv = argv
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
     return 0
 
 

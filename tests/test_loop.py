@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import sys
 
 import datasets
 import numpy as np
@@ -98,7 +99,7 @@ def history(trainer):
 def test_the_class_can_be_read_from_a_notebook():
     source = inspect.getsource(CustomTrainer._inner_training_loop)
     assert all(f"# {step}. " in source for step in range(1, 8))
-    assert len(source.splitlines()) <= 100
+    assert len(source.splitlines()) <= 90
 
 
 def test_equals_stock_trainer_bit_for_bit(tmp_path):
@@ -153,17 +154,22 @@ def test_stock_trainer_is_k_times_too_large(tmp_path):
     assert ratio == pytest.approx(np.full((1, 2), 4.0), rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("stop_after", range(1, 12))
-def test_resume_at_any_step_equals_the_uninterrupted_run(tmp_path, stop_after, accumulation):
-    settings = {"gradient_accumulation_steps": accumulation, "logging_steps": 3, "num_train_epochs": 2}
-    whole = train(CustomTrainer, tmp_path / "whole", **settings)
+@pytest.fixture(scope="module", params=[1, 3])
+def whole(request, tmp_path_factory):
+    """An uninterrupted run of two epochs, 10 or 4 updates, and its settings."""
+    settings = {"gradient_accumulation_steps": request.param, "logging_steps": 3, "num_train_epochs": 2, "examples": 17}
+    return train(CustomTrainer, tmp_path_factory.mktemp("whole"), **settings), settings
+
+
+@pytest.mark.parametrize("stop_after", range(1, 10))
+def test_resume_at_any_step_equals_the_uninterrupted_run(whole, tmp_path, stop_after):
+    whole, settings = whole
     if stop_after >= whole.state.max_steps:
         pytest.skip("the run is shorter")
-    train(CustomTrainer, tmp_path / "part", more={"callbacks": [Recorder(stop_after)]}, **settings)
+    train(CustomTrainer, tmp_path, more={"callbacks": [Recorder(stop_after)]}, **settings)
     torch.manual_seed(99)  # the state that a new process happens to have must not matter
     np.random.seed(99)  # noqa: NPY002
-    resumed = train(CustomTrainer, tmp_path / "part", resume=str(tmp_path / f"part/checkpoint-{stop_after}"), **settings)
+    resumed = train(CustomTrainer, tmp_path, resume=str(tmp_path / f"checkpoint-{stop_after}"), **settings)
     assert torch.equal(weights(whole), weights(resumed))
     assert history(whole) == history(resumed)
     mine, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed))
@@ -285,14 +291,14 @@ def test_one_example_that_does_not_fit_and_other_errors_end_the_run(tmp_path, er
         common.predict(model, make_dataset(), common.KINDS["classification"], 16)
 
 
-def test_prediction_halves_batches_that_do_not_fit():
+def test_prediction_takes_smaller_batches_where_memory_does_not_suffice():
     model, data, kind = make_model(), make_dataset(), common.KINDS["classification"]
     whole = common.predict(model, data, kind, 16)
     model.forward = forward = OutOfMemory(model, limit=5)
-    halved = common.predict(model, data, kind, 16)
-    assert np.allclose(whole.logits, halved.logits, atol=1e-6)
-    assert np.allclose(whole.vectors, halved.vectors, atol=1e-6)
-    assert forward.sizes[:4] == [16, 8, 4, 4]
+    smaller = common.predict(model, data, kind, 16)
+    assert np.allclose(whole.logits, smaller.logits, atol=1e-6)
+    assert np.allclose(whole.vectors, smaller.vectors, atol=1e-6)
+    assert sum(size for size in forward.sizes if size <= 5) == len(data)
 
 
 def test_a_checkpoint_is_whole_when_sums_json_is_there(tmp_path, monkeypatch):
@@ -369,9 +375,9 @@ def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
     for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: (
-            waits.append((_n, inspect.stack()[1].function)), _o(self, *a, **k))[1])
+            waits.append((_n, sys._getframe(1).f_code.co_name)), _o(self, *a, **k))[1])
     train(CustomTrainer, tmp_path, logging_steps=1000, eval_strategy="no", num_train_epochs=1)
-    in_loop = {"_inner_training_loop", "compute_loss", "loss_of", "_over_processes", "_cut_smaller", "<listcomp>"}
+    in_loop = {"_inner_training_loop", "compute_loss", "loss_of", "_count", "_cut_smaller", "<listcomp>"}
     assert not [wait for wait in waits if wait[1] in in_loop]
     assert ("tolist", "_close_epoch") in waits  # the probe works
 
@@ -382,8 +388,9 @@ PRIVATE = {
     "_prepare_for_training": "max_steps train_dataloader resume_from_checkpoint",
     "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate",
     "_finalize_training": "trial num_train_samples start_time", "_get_learning_rate": "",
-    "set_initial_training_values": "args dataloader", "_save_checkpoint": "model trial", "_load_rng_state": "checkpoint",
-    "get_train_dataloader": "", "evaluate": "eval_dataset ignore_keys metric_key_prefix", "log": "logs start_time",
+    "set_initial_training_values": "args dataloader", "_save_checkpoint": "model trial",
+    "_load_rng_state": "checkpoint", "get_train_dataloader": "",
+    "evaluate": "eval_dataset ignore_keys metric_key_prefix", "log": "logs start_time",
     "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
 
 
