@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import io
@@ -125,7 +126,9 @@ class CustomTrainer(Trainer):
         if collate := getattr(kwargs.get("train_dataset"), "collate", None):
             kwargs.setdefault("data_collator", collate)
         super().__init__(*args, **kwargs)
-        self.kind = kind or KINDS[PROBLEM_TYPES.get(self.model.config.problem_type, "classification")]
+        config = self.model.config
+        problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+        self.kind = kind or KINDS[PROBLEM_TYPES[problem]]  # as the heads of transformers choose their loss
         self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
         self._tr_loss, self._epoch_start = torch.zeros((), device=self.args.device), 0.0
         refused = [name for name, off in self.REFUSED.items() if getattr(self.args, name) != off]
@@ -133,6 +136,8 @@ class CustomTrainer(Trainer):
             refused.append("DataParallel (set CUDA_VISIBLE_DEVICES=0, or use torchrun), DeepSpeed and FSDP")
         if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             refused.append(f"lr_scheduler_type={self.args.lr_scheduler_type.value}")
+        if self.args.fp16 and self.args.device.type == "cpu":
+            refused.append("fp16 on a CPU, where accelerate trains in fp32")
         if refused:
             raise NotImplementedError(f"CustomTrainer's loop does without {', '.join(refused)}; Trainer has it")
 
@@ -457,7 +462,7 @@ def tokenize(tokenizer: Any, first: list[str], second: list[str] | None, max_len
     for start in range(0, len(first), 1000):  # a tokenizer's lists take many times the memory of the arrays
         block = slice(start, start + 1000)
         encoded = tokenizer(first[block], second and second[block], truncation=True, max_length=max_length,
-                            return_attention_mask=False)
+                            return_attention_mask=False, split_special_tokens=True)  # a text's own "</s>" is a text
         for name, rows in columns.items():
             rows += [np.array(ids, dtype=np.int32) for ids in encoded[name]]
     return columns
@@ -569,6 +574,8 @@ class Kind:
 
     def loss(self, outputs: Any, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Summed cross-entropy in nats; logits (batch, labels), labels int64 (batch,), weights (labels,) or None."""
+        if labels.is_floating_point():
+            raise TypeError("labels are numbers with a point, not ids; say what they are by the model's problem_type")
         return F.cross_entropy(outputs["logits"].float(), labels, weight=weights, reduction="sum")
 
     def score(self, outputs: Any, labels: Tensor) -> Tensor:
@@ -639,11 +646,16 @@ class Kind:
         return {name: float(scores[name][0]) for name in dict.fromkeys([*task["metrics"], *scores]) if name in scores}
 
     def resample(self, predictions: Table, task: Task, draws: int = 2000) -> dict[str, Array]:
-        """The metrics of `draws` bootstrap samples of the examples (Efron 1979), (draws,) each, all of one draw."""
-        rng, n, parts = np.random.default_rng(SPLIT_SEED), len(predictions), []
+        """The metrics of `draws` bootstrap samples of the examples (Efron 1979), (draws,) each, all of one draw.
+
+        Where there is a column `group`, whole groups are drawn: questions on one text are right or wrong together
+        (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2).
+        """
+        unit = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(predictions))
+        rng, n, parts = np.random.default_rng(SPLIT_SEED), unit.max() + 1, []
         for first in range(0, draws, 100):  # 100 x examples weights at a time: memory stays flat
             weights = rng.multinomial(n, np.full(n, 1 / n), size=min(100, draws - first))
-            parts.append(self.figures(predictions, task, weights))
+            parts.append(self.figures(predictions, task, weights[:, unit]))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def examples_of(self, metric: str, predictions: Table) -> int:
@@ -873,8 +885,9 @@ def find_task(dataset: str, text_column: list[str] | None = None, label_column: 
         columns = [*(text_column or []), label_column]
         if not text_column or not label_column or len(columns) > 3 or len(set(columns)) < len(columns):
             raise UserError(f"{path} takes --text-column A [B] and --label-column L, all different")
-        return {"key": path.stem, "row": "own file", "title": path.name, "kind": "classification", "file": str(path),
-                "text": text_column, "label": label_column, "labels": "from data", "splits": {"train": "all"},
+        return {"key": path.stem, "row": "own file", "title": path.name, "kind": "classification",
+                "file": str(path.resolve()), "text": text_column, "label": label_column, "labels": "from data",
+                "splits": {"train": "all"},
                 "validation_share": 0.1, "test_share": 0.1, "metrics": ["accuracy", "macro_f1"], "max_length": 128,
                 "why": "one file: 80/10/10, stratified by label with a fixed seed"}
     if dataset not in catalog():
@@ -919,15 +932,20 @@ def load_data(
     dataset: str, *, sample: bool = False, data_dir: str | Path = "data", text_column: list[str] | None = None,
     label_column: str | None = None, train_per_class: int | None = None, max_train_samples: int | None = None,
     max_eval_samples: int | None = None, max_images: int | None = None, test_only: bool = False,
-    labels: list[str] | None = None, whole_file: bool = False
+    labels: list[str] | None = None, whole_file: bool = False, revision: str | None = None, like: Task | None = None
 ) -> Data:
     """Read, clean, split and sample a data set; UserError where it can't be had or used.
 
     Every draw depends on SPLIT_SEED alone: two seeds of a model train and are tested on the same examples. test_only
     takes tasks without a train split as well, and leaves the other splits out; `labels` are those of a run, for tasks
-    whose labels are found in the training data; with whole_file all of a user's file is the test.
+    whose labels are found in the training data; with whole_file all of a user's file is the test; with `like`, a run's
+    task, it has no labels. revision: the hub's commit to ask for. record["digests"] tells whether two splits hold the
+    same ids, texts and labels.
     """
-    task = find_task(dataset, text_column, label_column)
+    if like:
+        task = like | {"file": str(Path(dataset).resolve()), "key": slug(dataset), "text": text_column, "label": None}
+    else:
+        task = find_task(dataset, text_column, label_column)
     kind, from_data = kind_of(task), task.get("labels") == "from data"
     if whole_file and "file" in task:
         task |= {"splits": {"test": "all"}, "why": "all of a file that the run was not trained on"}
@@ -936,6 +954,7 @@ def load_data(
                         f"evaluate.py --run FOLDER_OF_THAT_RUN --dataset {dataset}")
     if test_only and not from_data and "test" in task["splits"]:
         task["splits"] = {"test": task["splits"]["test"]}  # nothing has to be cut from train, nor learned from it
+    task |= {"revision": revision} if revision else {}
     raw, revision = read_source(task, CATALOG / "samples" if sample else Path(data_dir), sample, max_images)
     if from_data:
         task["labels"] = labels or labels_in(raw, task)
@@ -943,7 +962,8 @@ def load_data(
     splits = make_splits({name: table for name, (table, _) in cleaned.items()}, task, kind)
     splits = {"test": splits["test"]} if test_only else splits
     record = {"source": task.get("file", "catalog/samples, rows of our own writing" if sample else task.get("source")),
-              "revision": revision, "why": task["why"], "rows": {name: len(table) for name, table in splits.items()}}
+              "revision": revision, "why": task["why"], "rows": {name: len(table) for name, table in splits.items()},
+              "digests": {name: hashlib.sha256(table.to_json().encode()).hexdigest() for name, table in splits.items()}}
     for name, table in splits.items():
         if table.empty:
             raise UserError(f"{dataset}: the {name} split holds no example with a label and a text")
@@ -961,7 +981,9 @@ def load_data(
         "labels": {name: dict(Counter(table["label"] if kind.closed_set else kind.strata(table, task)).most_common(100))
                    for name, table in splits.items()},
         "dropped": {name: dropped for name, (_, dropped) in cleaned.items() if any(dropped.values())},
-        "leakage": leakage(splits, task)})
+        "leakage": {f"train/{name}": {"n": int(found.sum()), "share": float(found.mean())} for name, found in (
+            (name, stand_in(table, splits["train"], task)) for name, table in splits.items()
+            if "train" in splits and name != "train")}})
 
 
 def read_source(task: Task, data_dir: Path, sample: bool = False, max_images: int | None = None
@@ -971,8 +993,8 @@ def read_source(task: Task, data_dir: Path, sample: bool = False, max_images: in
     With `sample`, an entry that names another key under `sample` takes that one's files, columns and raw labels.
     """
     if "file" in task:
-        path, columns = Path(task["file"]), [*task["text"], task["label"]]
-        readers = {".jsonl": read_jsonl, ".parquet": pd.read_parquet}
+        path, columns = Path(task["file"]), [*task["text"], *([task["label"]] if task["label"] else [])]
+        readers = {".jsonl": functools.partial(read_jsonl, dtype=object), ".parquet": pd.read_parquet}
         with loading(str(path), "is it what its ending says?"):
             read = readers.get(path.suffix.lower(), functools.partial(read_csv, required=columns, ours=False))
             return {"all": read(path)}, None
@@ -1064,15 +1086,15 @@ def read_lines(path: Any) -> list[str]:
     return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
-def read_jsonl(path: Any) -> Table:
-    """A .jsonl file, an object per line; ValueError names the line that is none."""
+def read_jsonl(path: Any, dtype: Any = None) -> Table:
+    """A .jsonl file, an object per line; ValueError names the line that is none. dtype=object: numbers stay exact."""
     rows = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
             rows += [{**json.loads(line)}] if line.strip() else []
         except (ValueError, TypeError) as error:
             raise ValueError(f"line {number} is no JSON object: {line[:60]}") from error
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=dtype)
 
 
 def keep(table: Table, wanted: pd.Series, why: str) -> Table:
@@ -1087,6 +1109,8 @@ def labels_in(raw: dict[str, Table], task: Task) -> list[str]:
     names = [theirs for ours, theirs in task["splits"].items() if ours != "test"] or list(raw)
     found = set().union(*(require(raw[name], [task["label"]], task)[task["label"]].map(label_text) for name in names))
     labels, rows = sorted(found - ({""} if "file" in task else {"", "-1"})), sum(map(len, raw.values()))
+    if len({re.sub(r"[\s\u200b-\u200f\ufeff]", "", name.casefold()) for name in labels}) < len(labels):
+        print(f"labels that look alike are taken for different ones: {', '.join(map(repr, labels[:50]))}")
     if len(labels) < 2 or ("file" in task and len(labels) > max(20, rows / 2)):
         raise UserError(f"{task['key']}: column {task['label']!r} holds {len(labels)} labels in {rows} rows; it takes "
                         "two or more, and at most one in two rows: is it another column that holds the label?")
@@ -1115,7 +1139,7 @@ def clean(raw: Table, split: str, task: Task, kind: Kind) -> tuple[Table, dict[s
     takes, and for a text column with a name that predictions.csv needs.
     """
     names = text_columns(task)
-    require(raw, [*names, *np.atleast_1d(task["label"])], task)
+    require(raw, [*names, *(np.atleast_1d(task["label"]) if task["label"] else [])], task)
     table = pd.DataFrame({"id": [f"{split}-{number:06d}" for number in raw.index]})
     for name in names:
         if RESERVED.fullmatch(name):
@@ -1127,9 +1151,12 @@ def clean(raw: Table, split: str, task: Task, kind: Kind) -> tuple[Table, dict[s
             raise UserError(f"{task['key']}: column {name!r} holds {len(wrong)} cells that are no text, such as "
                             f"{wrong.iloc[0]!r} in row {wrong.index[0] + 1}")
         table[name] = texts
-    if "group" in task:
+    if task.get("group") in raw:
         table["group"] = pd.factorize(raw[task["group"]])[0]
-    table["label"] = kind.read_labels(raw[task["label"]].reset_index(drop=True), task)
+    if task["label"]:
+        table["label"] = kind.read_labels(raw[task["label"]].reset_index(drop=True), task)
+    else:  # a file without labels: something has to stand there, which nobody reads
+        table["label"] = {"multilabel": "none", "regression": 0.0}.get(task["kind"], task.get("labels", [""])[0])
     no_text, no_label = table[names].map(str.strip).eq("").any(axis=1), table["label"].isna()
     return table[~no_text & ~no_label].reset_index(drop=True), {
         **raw.attrs.get("dropped", {}), "without a label": int(no_label.sum()),
@@ -1193,19 +1220,16 @@ def draw_rows(places: Array, take: Iterable[int], rng: np.random.Generator) -> A
     return np.sort(np.concatenate(picked)) if picked else np.array([], dtype=int)
 
 
-def leakage(splits: dict[str, Table], task: Task) -> dict[str, dict[str, float]]:
-    """Examples of test and validation whose words, in their order, train holds too, and their share of that split.
+def stand_in(table: Table, train: Table, task: Task) -> Array:
+    """Which rows have the words of a training row, in their order, bool (rows,).
 
     Case, punctuation and white space do not count; of a text without a word, such as a single emoji, all counts.
     """
-    def keys(table: Table) -> pd.Series:
-        rows = table[text_columns(task)].itertuples(index=False, name=None)
-        return pd.Series([hash(tuple(" ".join(re.findall(r"\w+", text.casefold())) or text for text in row))
-                          for row in rows])
+    def keys(table: Table) -> list[int]:
+        return [hash(tuple(" ".join(re.findall(r"\w+", text.casefold())) or text for text in row))
+                for row in table[text_columns(task)].itertuples(index=False, name=None)]
 
-    train = keys(splits["train"]) if "train" in splits else None
-    same = {name: keys(table).isin(train) for name, table in splits.items() if train is not None and name != "train"}
-    return {f"train/{name}": {"n": int(found.sum()), "share": float(found.mean())} for name, found in same.items()}
+    return np.isin(keys(table), keys(train))
 
 
 # =====================================================================================================================
@@ -1226,7 +1250,12 @@ def load_model(name: str, task: Task, dropout: float | None = None, own: bool = 
     """
     kind = kind_of(task)
     with loading(f"the model {name}"):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **head_config(task, kind))
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        wanted, found = head_config(task, kind), list(config.id2label.values())
+        if own and found != [*wanted["id2label"].values()]:
+            raise UserError(f"the model in {name} is of the labels {found[:9]}, the run of others: it was replaced")
+        for key, value in wanted.items():
+            setattr(config, key, value)
         if kind.model_types and config.model_type not in kind.model_types:
             raise UserError(f"{task['kind']} takes a {' or '.join(kind.model_types)} model, not {config.model_type}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -1237,7 +1266,7 @@ def load_model(name: str, task: Task, dropout: float | None = None, own: bool = 
     replaced = [key for key, *_ in report["mismatched_keys"]]
     absent = [key for key in [*report["missing_keys"], *replaced] if own or (  # some are pretrained without a pooler
         key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key)]
-    tokens, embeddings = len(tokenizer), model.get_input_embeddings().num_embeddings
+    tokens, embeddings = len(tokenizer), getattr(config, "vocab_size", None) or len(tokenizer)
     if absent:
         raise UserError(f"{name} lacks {len(absent)} weights of a {config.model_type} model, or has them in another "
                         f"shape, such as {sorted(absent)[0]}; take another model")
@@ -1273,6 +1302,8 @@ def adapt(config: Any, tokenizer: Any, dropout: float | None) -> None:
             raise UserError("the tokenizer has neither a padding nor an end-of-text token, so texts can't be batched")
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
+    if getattr(config, "type_vocab_size", 2) < 2:  # a RoBERTa with the tokenizer of a BERT
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     tokenizer.padding_side = "left" if config.model_type == "xlnet" else "right"  # XLNet's head reads the last place
 
 
@@ -1307,12 +1338,15 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
 
 
 def usable_length(tokenizer: Any, model: Any, wanted: int) -> int:
-    """`wanted` tokens; UserError where the model has fewer positions."""
+    """`wanted` tokens; UserError where the model has fewer positions, or special tokens leave no room for a text."""
     positions = getattr(model.config, "max_position_embeddings", None) or wanted
-    # RoBERTa counts positions from pad_token_id + 1 on; its tokenizer knows how many are left
-    limit = min(positions, tokenizer.model_max_length)
-    if wanted > limit:
-        raise UserError(f"--max-length {wanted} is more than the {limit} tokens that the model takes")
+    for name, module in model.named_modules():  # RoBERTa and its like count positions from pad_token_id + 1 on
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    most = min(positions if positions > 0 else wanted, tokenizer.model_max_length)  # XLNet's -1 is no limit
+    least = 4 * tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if not least <= wanted <= most:
+        raise UserError(f"--max-length {wanted} is not from {least} to {most}, which this model takes")
     return wanted
 
 

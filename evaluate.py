@@ -3,6 +3,7 @@
     python evaluate.py --dataset mrpc                the newest finished run of the data set
     python evaluate.py --dataset mrpc --baselines    and, as a floor, what models without a neural network score
     python evaluate.py --run runs/winogrande-m/sample/seed42 --dataset wsc273      another data set than the run's
+    python evaluate.py --run DIR --dataset new.csv --text-column text              predict a file without labels
 
 Writes predictions.csv, metrics.csv, confusion.csv and .png, calibration.csv and .png, timing.csv and hidden_states.npz
 into the run folder, or into on-<dataset> in it; with --baselines baselines.csv; of several seeds seeds.csv beside them.
@@ -24,8 +25,9 @@ add("--run", type=Path, metavar="DIR", help="the run folder, named outright")
 add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs (runs)")
 add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="folder for files that the hub lacks (data)")
 add("--sample", action="store_true", help="a run of --sample")
+add("--overwrite", action="store_true", help="replace a test on another file of the same name")
 add("--text-column", nargs="+", metavar="NAME", help="text column of your own file given as --dataset (the run's)")
-add("--label-column", metavar="NAME", help="label column of that file (the run's)")
+add("--label-column", metavar="NAME", help="label column of that file (the run's; none with --text-column alone)")
 add("--max-eval-samples", type=int, metavar="N", help="test on at most N, each label in proportion (the run's)")
 add("--per-device-eval-batch-size", type=int, default=32, metavar="N", help="examples per forward pass (32)")
 add("--precision", choices=["auto", "fp32", "fp16", "bf16"], help="(the run's)")
@@ -48,6 +50,7 @@ elif "HF_HUB_OFFLINE" not in os.environ:
 
 import json
 import math
+import sys
 import time
 import warnings
 from itertools import chain
@@ -270,25 +273,42 @@ if not model_dir.is_dir():
 trained = run["args"]
 dataset = args.dataset or (run["task"].get("file", run["dataset"]) if "trained_on" in run else trained["dataset"])
 is_other = common.slug(dataset) != common.slug(trained["dataset"])
+unlabelled = is_other and args.text_column and not args.label_column
 
 # 2. The data.
 data = common.load_data(
     dataset, sample=trained["sample"], data_dir=args.data_dir, text_column=args.text_column or trained["text_column"],
     label_column=args.label_column or trained["label_column"], test_only=True, labels=run["task"].get("labels"),
     max_eval_samples=args.max_eval_samples or trained["max_eval_samples"], max_images=trained["max_images"],
-    whole_file=is_other)
+    whole_file=is_other, revision=None if is_other else run["data"]["revision"],
+    like=run["task"] if unlabelled else None)
 task, test = data.task, data.splits["test"]
 kind = common.kind_of(task)
+digest = data.record["digests"]["test"]
+if not is_other and digest != run["data"]["digests"]["test"]:
+    raise UserError(f"the test split is not the run's: {data.record['rows']['test']} rows of {data.record['source']}, "
+                    f"then {run['data']['rows']['test']} of {run['data']['source']}; put them back or train again, or "
+                    f"test a file of another name as another data set: --run {folder} --dataset FILE")
 if common.slug(dataset) != run["dataset"]:
     own = run["task"]
     if (own["kind"], own.get("labels")) != (task["kind"], task.get("labels")):
         raise UserError(f"the run is on {own['key']} ({own['kind']}, labels {own.get('labels')}); it can't be tested "
                         f"on {task['key']} ({task['kind']}, labels {task.get('labels')})")
     folder = model_dir.parent / f"on-{common.slug(dataset)}"
+    before = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else None
+    if before and before["data"]["digests"]["test"] != digest and not args.overwrite:
+        raise UserError(f"{folder} holds a test on other rows, of {before['data']['source']}; --overwrite replaces it")
     run |= {"trained_on": {"dataset": run["dataset"], "data": run["data"]}, "dataset": common.slug(dataset),
             "task": task, "data": data.record}
     common.write_json(folder / "run.json", run)
 task |= run["training"]["tuned"]
+texts = common.text_columns(task)
+train = common.read_csv(model_dir.parent / "train_texts.csv", required=["id", "label"])
+if is_other and len(train.columns) == len(texts) + 2:
+    seen = test["id"][common.stand_in(test, train.set_axis(["id", *texts, "label"], axis=1), task)].tolist()
+    if seen:
+        print(f"the run was trained on {len(seen)} of these {len(test)} texts: {', '.join(seen[:10])}" + ", ..." * (
+            len(seen) > 10))
 
 # 3. The model, one example at a time (the first calls warm up), then all of them.
 precision = common.choose_precision(args.precision or run["hardware"]["precision"])
@@ -311,9 +331,15 @@ timing = {"split": "test", "examples": len(test), "tokens": test_set.tokens, "se
 common.write_csv(folder / "timing.csv", pd.DataFrame([timing]))
 
 # 4. The predictions, and the vectors that the head read.
-inputs = test[["id", *common.text_columns(task)]]
+inputs = test[["id", *texts, *(["group"] if "group" in test else [])]]
 inputs.insert(1, "split", task["splits"].get("test", "test"))
 predictions = pd.concat([inputs, kind.predict(outputs.logits, test, task, test_set)], axis=1)
+if unlabelled:
+    of_gold = ["gold", "correct", "gold_confidence", "abs_error", "gold_step"]
+    predictions = predictions.drop(columns=of_gold, errors="ignore").rename(columns={"predicted": "label"})
+    common.write_csv(folder / "predictions.csv", predictions)
+    print(f"{len(test)} texts without labels: {folder / 'predictions.csv'}")
+    sys.exit(0)
 common.write_csv(folder / "predictions.csv", predictions)
 arrays = {"id": test["id"].to_numpy(dtype=np.str_), "vector": outputs.vectors}
 common.write_whole(folder / "hidden_states.npz", lambda part: np.savez(part, **arrays))
@@ -351,13 +377,13 @@ main = metrics.head(len(task["metrics"]))
 shown = pd.DataFrame({"metric": main["metric"], "ours": main["value"].map("{:.4f}".format),
                       "95 % interval": [f"{row.ci_low:.4f}-{row.ci_high:.4f}" for row in main.itertuples()]})
 if args.baselines or (folder / "baselines.csv").is_file():
-    train = common.read_csv(model_dir.parent / "train_texts.csv", required=["id", "label"])
-    names = ["id", *common.text_columns(task), "label"]
+    names = ["id", *texts, "label"]
     if len(train.columns) != len(names):
         raise UserError(f"--baselines: the run's training texts have {len(train.columns)} columns, {task['key']} "
                         f"{len(names)}: what learns from the one can't be tested on the other")
     floors, rows = getattr(kind, "floors", FLOORS.get(task["kind"], label_floors)), []
     for name, table in floors(train.set_axis(names, axis=1), predictions, task).items():
+        table = table.assign(**{name: predictions[name] for name in ("group",) if name in predictions})
         values, floor_draws = kind.metrics(table, task), kind.resample(table, task)
         rows += [[name, metric, values[metric], *np.percentile(floor_draws[metric], [2.5, 97.5]),
                   kind.examples_of(metric, table)] for metric in task["metrics"]]

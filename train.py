@@ -323,17 +323,18 @@ if PROCESS == 0:
 before = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else None
 checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 whole = [path for path in checkpoints if (path / "sums.json").is_file()]
-if before and not args.resume and not args.overwrite:
+flags = json.loads(json.dumps(vars(args), default=str))
+changed = [f"--{name.replace('_', '-')} {before['args'].get(name)}, now {value}" for name, value in flags.items()
+           if name not in FREE and before["args"].get(name) != value] if before else []
+is_again = before and before["finished"] and not changed and not args.overwrite and not args.resume
+if before and not is_again and not args.resume and not args.overwrite:
     state = "a finished" if before["finished"] else "an unfinished"
     raise UserError(f"{folder} holds {state} run; --overwrite replaces it"
                     + ", --resume goes on with it" * (not before["finished"] and bool(whole)))
 if args.resume and (not before or before["finished"] or not whole):
     what = "a finished run" if before and before["finished"] else "no checkpoint"
     raise UserError(f"nothing to resume: {folder} holds {what}; leave --resume out")
-flags = json.loads(json.dumps(vars(args), default=str))
 if args.resume:
-    changed = [f"--{name.replace('_', '-')} {before['args'][name]}, now {value}" for name, value in flags.items()
-               if name not in FREE and before["args"][name] != value]
     if before["hardware"]["processes"] != PROCESSES:  # the order of the examples hangs on it
         changed.append(f"processes {before['hardware']['processes']}, now {PROCESSES}")
     if changed:
@@ -345,7 +346,15 @@ with PartialState(cpu=device.type == "cpu").main_process_first() if PROCESSES > 
     data = common.load_data(
         args.dataset, sample=args.sample, data_dir=args.data_dir, text_column=args.text_column,
         label_column=args.label_column, train_per_class=args.train_per_class, max_train_samples=args.max_train_samples,
-        max_eval_samples=args.max_eval_samples, max_images=args.max_images)
+        max_eval_samples=args.max_eval_samples, max_images=args.max_images,
+        revision=before["data"]["revision"] if args.resume else None)
+    then = before["data"]["digests"] if args.resume or is_again else data.record["digests"]
+    if other := [name for name, digest in data.record["digests"].items() if then[name] != digest]:
+        raise UserError(f"the {' and '.join(other)} rows are not those of the run in {folder}, of "
+                        f"{before['data']['source']}; put them back, or train anew with --overwrite")
+    if is_again:
+        print(f"finished with these flags and these data; --overwrite trains again: {folder}")
+        sys.exit(0)
     task, train, validation = data.task, data.splits["train"], data.splits["validation"]
     print_data(task, data.record)
 
@@ -363,6 +372,9 @@ common.usable_length(tokenizer, model, args.max_length)
 train_set = kind.encode(train, task, tokenizer, args.max_length)
 train_set.window = 50 if args.group_by_length else 1
 validation_set = kind.encode(validation, task, tokenizer, args.max_length)
+
+with common.loading(f"a first batch through {args.model}", "take another --model or --max-length"):
+    common.forward(model, train_set.collate([train_set[i] for i in range(min(2, len(train_set)))]), kind, "fp32")
 
 # 4. run.json, before training: `finished` is None until all is written.
 run = {

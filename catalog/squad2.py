@@ -78,13 +78,13 @@ class Span(Kind):
             rows = table.iloc[first:first + 1000]
             questions = rows[task["text"][0]].str.strip().tolist()
             asked = tokenizer(questions, truncation=True, max_length=max_length // 2, add_special_tokens=False,
-                              return_offsets_mapping=True)["offset_mapping"]
+                              return_offsets_mapping=True, split_special_tokens=True)["offset_mapping"]
             questions = [question[:max((end for _, end in pairs), default=0)]
                          for question, pairs in zip(questions, asked, strict=True)]
             encoded = tokenizer(
                 questions, rows[task["text"][1]].tolist(), truncation="only_second", max_length=max_length,
                 stride=min(task.get("doc_stride", 128), max_length // 4), return_overflowing_tokens=True,
-                return_offsets_mapping=True, return_attention_mask=False)
+                return_offsets_mapping=True, return_attention_mask=False, split_special_tokens=True)
             for name in columns:
                 columns[name] += [np.array(ids, dtype=np.int32) for ids in encoded[name]]
             for window, row in enumerate(encoded["overflow_to_sample_mapping"]):

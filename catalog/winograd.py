@@ -4,10 +4,17 @@ import pandas as pd
 
 
 def prepare(table: pd.DataFrame) -> pd.DataFrame:
-    """The task's columns, by what the hub's are: WinoGrande's stay as they are."""
+    """The task's columns, by what the hub's are.
+
+    WinoGrande comes in twins, a sentence twice but for a word that turns the answer: they have the same two options, and
+    `group` is the pair of these.
+    """
     if "pronoun_loc" in table:
         return prepare_wsc(table)
-    return prepare_superglue(table) if "span2_index" in table else table
+    if "span2_index" in table:
+        return prepare_superglue(table)
+    pairs = table[["option1", "option2"]].apply(lambda column: column.str.casefold())
+    return table.assign(group=pairs.min(axis=1) + " | " + pairs.max(axis=1))
 
 
 def prepare_wsc(table: pd.DataFrame) -> pd.DataFrame:
