@@ -1048,7 +1048,7 @@ def loading(what: str, ways_on: str = "check the name, give a folder, or go on w
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         offline = "; the hub was not asked (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        why = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}{offline}"
+        why = f"{type(error).__name__}: {' '.join(lines[:2])[:200]}{offline}"
         raise UserError(f"could not load {what}: {why}; {ways_on}") from error
 
 
@@ -1604,26 +1604,31 @@ def write_csv(path: Path, table: Table) -> None:
     write_whole(path, write)
 
 
+def decode(path: Path) -> str:
+    """A text file: UTF-8, UTF-16 where it says so, or, where neither fits, Windows-1252 (printed)."""
+    content = path.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="surrogatepass")
+    except UnicodeDecodeError:
+        if b"\0" in content:
+            raise UserError(f"{path} is no text; save the sheet as CSV UTF-8 (.xlsx is not read)") from None
+        print(f"{path} is not UTF-8: read as Windows-1252")
+        return content.decode("cp1252", errors="replace")
+
+
 def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] = (), ours: bool = True) -> Table:
     """A CSV file of ours, or what a person saved of it or wrote, every cell as text, those of `numbers` as float64.
 
-    Comma, semicolon or tab, whichever makes the columns `required`; UTF-8, UTF-16 or, where neither fits, Windows-1252
-    (printed). In a .tsv file quotation marks are text. Blank rows are passed over, short ones filled up.
+    Comma, semicolon or tab, whichever makes the columns `required`. In a .tsv file quotation marks are text. Blank rows
+    are passed over, short ones filled up.
 
     numbers: names, or prefixes that end in `_`; an empty cell is NaN. ours: cells are unescaped.
     UserError where the file, a column or its place in a row is missing or there twice.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing" + "; the script that writes it has not been run on this run yet" * ours)
-    content, is_tsv = path.read_bytes(), path.suffix.lower() == ".tsv"
-    try:
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="surrogatepass")
-    except UnicodeDecodeError:
-        if b"\0" in content:
-            raise UserError(f"{path} is no text; save the sheet as CSV UTF-8 (.xlsx is not read)") from None
-        text = content.decode("cp1252", errors="replace")
-        print(f"{path} is not UTF-8: read as Windows-1252")
+    text, is_tsv = decode(path), path.suffix.lower() == ".tsv"
     csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's default of 131,072 characters
     for delimiter in "\t" if is_tsv else ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
@@ -1633,10 +1638,9 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] 
         if set(required) <= set(header):
             break
     else:
-        missing = sorted(set(required) - set(header))
-        near = difflib.get_close_matches(missing[0], header, 1)
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}"
-                        + (f"; did you mean {near[0]}?" if near else ""))
+        header = next(csv.reader(io.StringIO(text, newline="")), [])
+        missing = ", ".join(sorted(set(required) - set(header)))
+        raise UserError(f"{path} has no column {missing}; its first line has {', '.join(header)}")
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice; rename one")
     for number, row in enumerate(rows, start=2):

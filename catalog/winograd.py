@@ -6,8 +6,8 @@ import pandas as pd
 def prepare(table: pd.DataFrame) -> pd.DataFrame:
     """The task's columns, by what the hub's are.
 
-    WinoGrande comes in twins, a sentence twice but for a word that turns the answer: they have the same two options, and
-    `group` is the pair of these.
+    WinoGrande comes in twins, a sentence twice but for a word that turns the answer: they have the same two options,
+    and `group` is the pair of these.
     """
     if "pronoun_loc" in table:
         return prepare_wsc(table)

@@ -1,0 +1,207 @@
+"""Every key of the catalog by the same contract, through train.py and evaluate.py; and what an entry may not be."""
+
+import itertools
+import re
+import shutil
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run
+
+import common
+
+KEYS = sorted(common.catalog())
+SMALL = ["--sample", "--precision", "fp32", "--num-train-epochs", 1, "--max-train-samples", 32,
+         "--max-eval-samples", 24]
+SIZES = ("small", "base", "large", "xl", "linear", "human", "ensemble", "other")
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return common.read_csv(common.CATALOG / "scores.csv", numbers=("value",), ours=False)
+
+
+def train(key, runs_dir):
+    """The folder of a run of a key, made where it is not there."""
+    folder = runs_dir / key / "sample/seed42"
+    assert folder.exists() or run("train", "--dataset", key, *SMALL, "--runs-dir", runs_dir) == 0
+    return folder
+
+
+def check_entry(task):
+    """Facts are there and fit each other."""
+    assert all(task[name].strip() for name in ("row", "title", "why", "task", "licence", "source", "cite"))
+    assert 0 < task["max_length"] <= 512
+    labels = task.get("labels", [])
+    assert labels == "from data" or len(set(labels)) == len(labels) != 1
+    if "train" not in task["splits"]:
+        assert set(task["trained_on"]) <= set(KEYS)
+    for name in ("test", "validation") if "train" in task["splits"] else ():
+        assert name in task["splits"] or 0 < task[f"{name}_share"] < 0.5
+
+
+def check_sample(key):
+    """The sample rows make disjoint splits with each label in train, none too small to train and test on."""
+    task = common.catalog()[key]
+    data = common.load_data(key, sample=True, test_only="train" not in task["splits"])
+    splits = {name: set(map(tuple, table[common.text_columns(data.task)].to_numpy()))
+              for name, table in data.splits.items()}
+    assert all(not one & other for one, other in itertools.combinations(splits.values(), 2))
+    assert all(table["id"].is_unique and len(table) > 2 for table in data.splits.values())
+    if "train" in splits and task["kind"] == "classification":
+        assert set(data.splits["train"]["label"]) == set(data.task["labels"])
+    if "train" in splits and task["kind"] == "multilabel":
+        assert {"0", "1"} == {str(int(cell)) for cell in common.kind_of(task).targets(data.splits["train"], task).flat}
+
+
+def check_files(folder, scores):
+    """The files of an evaluated run agree with each other and with the task."""
+    record = common.read_run(folder)
+    task = record["task"]
+    kind, predictions = common.kind_of(task), common.read_predictions(folder)
+    assert {"id", "split", *common.text_columns(task)} <= set(predictions.columns)
+    assert predictions["id"].is_unique
+    assert len(predictions) == record["data"]["used"]["test"] > 0
+    metrics = common.read_csv(folder / "metrics.csv", ("value", "n", "ci_low", "ci_high")).set_index("metric")
+    assert metrics.index[:len(task["metrics"])].tolist() == task["metrics"]
+    parts = {"has_ans": predictions["gold"] != "", "no_ans": predictions["gold"] == ""}  # of span
+    for name, n in metrics["n"].items():
+        assert n == parts.get(name.rpartition("_")[0], predictions["id"].notna()).sum()
+    again = kind.metrics(predictions, task)  # from the CSV file alone
+    for name in task["metrics"]:
+        assert metrics.loc[name, "value"] == pytest.approx(again[name], abs=1e-12)
+        assert metrics.loc[name, "ci_low"] <= metrics.loc[name, "ci_high"]
+    assert set(scores.loc[scores["key"] == task["key"], "metric"]) <= set(metrics.index)
+    with np.load(folder / "hidden_states.npz", allow_pickle=False) as states:
+        assert states["id"].tolist() == predictions["id"].tolist()
+        assert np.isfinite(states["vector"]).all()
+    floors = common.read_csv(folder / "baselines.csv", ("value", "n"))
+    assert set(floors["metric"]) == set(task["metrics"])
+    assert floors["n"].tolist() == metrics["n"][floors["metric"]].tolist()
+    assert floors["value"].notna().all()
+    for name in ("calibration.csv", "calibration.png"):
+        assert (folder / name).is_file() == bool(kind.confidence_is)
+    assert (metrics.index[-1] == "ece_temperature") == bool(kind.confidence_is)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_keeps_the_contract(key, runs_dir, scores, capsys):
+    task = common.find_task(key)
+    check_entry(task)
+    check_sample(key)
+    if "train" in task["splits"]:
+        folder = train(key, runs_dir)
+        examples = len(common.read_csv(folder / "train_texts.csv"))
+        assert common.read_run(folder)["training"]["steps"] >= -(-examples // 16)  # squad2 cuts windows
+        assert run("evaluate", "--run", folder, "--baselines") == 0
+        check_files(folder, scores)
+    else:
+        folder = train(task["trained_on"][0], runs_dir)
+        assert run("train", "--dataset", key, *SMALL, "--runs-dir", runs_dir) == 2
+        assert f"{key} has no train split; train on {task['trained_on'][0]}" in capsys.readouterr().err
+        before = {path.name for path in folder.iterdir()}
+        assert run("evaluate", "--run", folder, "--dataset", key, "--baselines") == 0
+        assert {path.name for path in folder.iterdir()} == before | {f"on-{key}"}
+        check_files(folder / f"on-{key}", scores)
+
+
+def test_a_run_is_tested_across_domains_and_not_across_tasks(runs_dir, capsys):
+    folder = train("politeness-wiki", runs_dir)
+    assert run("evaluate", "--run", folder, "--dataset", "politeness-se") == 0
+    record = common.read_run(folder / "on-politeness-se")
+    assert (record["dataset"], record["trained_on"]["dataset"]) == ("politeness-se", "politeness-wiki")
+    assert "on-politeness-se" in capsys.readouterr().out
+    assert run("evaluate", "--run", folder, "--dataset", "mrpc") == 2
+    assert "can't be tested on mrpc" in capsys.readouterr().err
+    assert not (folder / "on-mrpc").exists()
+
+
+def test_predictions_keep_the_groups_that_the_bootstrap_draws(runs_dir):
+    folder = train("winogrande-xl", runs_dir)
+    assert run("evaluate", "--run", folder) == 0
+    test = common.load_data("winogrande-xl", sample=True, max_eval_samples=24).splits["test"]
+    assert common.read_predictions(folder)["group"].tolist() == test["group"].astype(str).tolist()
+
+
+def test_the_list_names_every_key(capsys):
+    assert run("train", "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(common.catalog())
+
+
+def test_keys_are_unique_over_all_files():
+    keys = [key for path in common.CATALOG.glob("*.toml") for key in tomllib.loads(path.read_text("utf-8"))
+            if key != "defaults"]
+    assert sorted(keys) == KEYS
+
+
+def test_published_scores_are_sound(scores):
+    assert set(scores["key"]) <= set(KEYS)
+    assert set(scores["role"]) == {"paper", "leaderboard", "reference"}
+    assert set(scores["size"]) <= set(SIZES)
+    assert set(scores["checked"]) == {"true", "false"}
+    assert scores["value"].between(0, 100, inclusive="right").all()
+    assert scores["url"].str.startswith("https://").all()
+    assert scores[["metric", "split", "model", "cite"]].ne("").all(axis=None)
+    assert scores.loc[scores["checked"] == "false", "note"].ne("").all()  # what is wrong with it
+    assert not scores.duplicated(["key", "role", "metric", "split", "model", "cite"]).any()
+
+
+def test_a_paper_has_one_entry():
+    papers = common.read_csv(common.CATALOG / "papers.csv", ours=False)
+    assert papers["key"].map(lambda key: bool(re.fullmatch(r"[a-z0-9_-]*", key))).all()
+    for name in ("key", "cite", "url"):
+        assert not papers.loc[papers[name] != "", name].duplicated().any()
+    assert papers["url"].map(lambda url: url == "" or url.startswith("https://")).all()
+
+
+# --- Entries of one's own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_catalog(tmp_path, monkeypatch):
+    """A function that makes mrpc's entry, changed, the only one of a catalog, as toy.toml's key mine."""
+    def make(**changes):
+        entry = tomllib.loads((common.CATALOG / "mrpc.toml").read_text("utf-8"))["mrpc"] | changes
+        lines = [f"{name} = {{ {', '.join(f'{k} = {v!r}' for k, v in value.items())} }}" if isinstance(value, dict)
+                 else f"{name} = {value!r}" for name, value in entry.items() if value is not None]
+        for name in ("scores.csv", "samples/nyu-mll/glue/mrpc"):
+            (shutil.copytree if "/" in name else shutil.copy)(common.CATALOG / name, (tmp_path / "catalog" / name))
+        (tmp_path / "catalog/toy.toml").write_text("[mine]\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        monkeypatch.setattr(common, "CATALOG", tmp_path / "catalog")
+        common.catalog.cache_clear()
+
+    (tmp_path / "catalog").mkdir()
+    yield make
+    monkeypatch.undo()
+    common.catalog.cache_clear()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"why": None, "cite": None}, "it lacks why, cite"), ({"metrics": ["accuracy", "bleu"]}, "no metric 'bleu' among"),
+    ({"kind": "parsing"}, "no kind 'parsing' among"), ({"positive": None}, "f1 needs 'positive'"),
+    ({"positive": "maybe"}, "'maybe' is not among its labels"), ({"averaged": ["no"]}, "'no' is not among its labels"),
+    ({"raw_labels": ["0"]}, "raw_labels are not as many as labels"), ({"hub": None}, "it lacks hub, or a read()"),
+    ({"labels": None, "positive": None, "metrics": ["accuracy"]}, "it lacks labels")])
+def test_an_entry_that_lacks_or_misnames_something_is_refused_by_file_and_key(
+        own_catalog, tmp_path, capsys, changes, said):
+    own_catalog(**changes)
+    assert run("train", "--dataset", "mine", *SMALL, "--runs-dir", tmp_path / "runs") == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert f"catalog/toy.toml, [mine]: {said}" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_entry_without_published_scores_is_trained_and_tested(own_catalog, tmp_path, capsys):
+    own_catalog(metrics=["macro_f1", "f1_equivalent"])
+    assert run("train", "--dataset", "mine", *SMALL, "--run", tmp_path / "run") == 0
+    assert run("evaluate", "--run", tmp_path / "run", "--baselines") == 0
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert metrics["metric"].tolist()[:2] == ["macro_f1", "f1_equivalent"]
+    assert metrics["paper"].isna().all()

@@ -1,0 +1,311 @@
+"""errors.py on run folders made by hand: types, tags, slices and rankings against scipy and cases worked by hand."""
+
+import math
+import os
+import warnings
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run
+from PIL import Image
+from scipy.stats import fisher_exact
+
+import common
+
+TASK = {"key": "toy", "title": "Toy", "kind": "classification", "text": ["text"], "labels": ["bad", "good"],
+        "positive": "good"}
+RATES = ("error_rate_", "ci_", "outside_ci_", "n_", "errors_", "fisher_p", "fdr")
+
+
+def prediction(number, gold, predicted, confidence=0.75, text=None, **more):
+    """A row of predictions.csv; the other labels share what the predicted one leaves."""
+    return {"id": f"test-{number:06d}", "split": "test", "text": text or f"text {number}", "gold": gold,
+            "predicted": predicted, "correct": gold == predicted, "confidence": confidence,
+            "gold_confidence": confidence if gold == predicted else 1 - confidence, "margin": 2 * confidence - 1} | more
+
+
+def make_run(folder, predictions, train=None, **task):
+    """The folder of a finished run, as train.py and evaluate.py leave it, as far as errors.py reads it."""
+    task = TASK | task
+    common.write_json(folder / "run.json", {
+        "finished": "now", "dataset": "toy", "model": "m", "seed": 1, "sample": True, "task": task,
+        "data": {"rows": {"test": len(predictions)}}})
+    table = pd.DataFrame(predictions)
+    for label in task["labels"] if task["kind"] in ("classification", "multiple_choice") else ():
+        if f"prob_{label}" not in table:
+            rest = (1 - table["confidence"]) / (len(task["labels"]) - 1)
+            table[f"prob_{label}"] = table["confidence"].where(table["predicted"] == label, rest)
+    common.write_csv(folder / "predictions.csv", table)
+    if train is not None:
+        common.write_csv(folder / "train_texts.csv", pd.DataFrame(train))
+    return folder
+
+
+def wrong_ones(count, **more):
+    return [prediction(number, "bad", "good", **more) for number in range(count)]
+
+
+def fill_in(folder, **columns):
+    """Write into the sheet as a person does."""
+    sheet = common.read_csv(folder / "errors.csv").assign(**columns)
+    common.write_csv(folder / "errors.csv", sheet)
+    return sheet
+
+
+def tags_of(folder):
+    """{tag: numbers of the samples that have it}."""
+    table = common.read_csv(folder / "tags.csv")
+    held = [(tag, row) for row, cell in enumerate(table["auto_tags"]) for tag in cell.split(" | ") if tag]
+    return {tag: [row for other, row in held if other == tag] for tag, _ in held}
+
+
+# ---- Types and rankings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "rows", "types", "ranked"), [
+    ({}, [("bad", "good"), ("good", "bad"), ("bad", "good")], ["FP of good", "FN of good", "FP of good"],
+     {"FP of good": 2, "FN of good": 1}),
+    ({"positive": "bad"}, [("bad", "good")], ["FN of bad"], {"FN of bad": 1}),
+    ({"labels": ["a", "b", "c"]}, [("a", "b"), ("b", "a")], ["a -> b", "b -> a"], {"a -> b": 1, "b -> a": 1}),
+    ({"kind": "multiple_choice", "labels": ["1", "2"], "options": []}, [("1", "2")], ["1 -> 2"], {"1 -> 2": 1}),
+    ({"kind": "multilabel"}, [("a | b", "b | c"), ("none", "a"), ("a | b", "none")],
+     ["missing a; extra c", "extra a", "missing a, b"], {"extra a": 1, "missing a, b": 1, "missing a; extra c": 1}),
+    ({"kind": "regression"}, [("2.5", "4.0"), ("1.0", "-0.25"), ("0.0", "9.0")],
+     ["over by 1.5", "under by 1.25", "over by 9"], {"over": 2, "under": 1}),
+    ({"kind": "span", "row_file": "squad2"}, [("", "x"), ("x", ""), ("x", "y"), ("x y", "x")],
+     ["false answer", "missed answer", "wrong span", "partial span"],
+     {"false answer": 1, "missed answer": 1, "partial span": 1, "wrong span": 1}),
+    ({"kind": "answers", "row_file": "gqa"}, [("cat", "dog")], ["cat -> dog"], {"cat -> dog": 1})])
+def test_error_types_of_every_kind(tmp_path, task, rows, types, ranked):
+    make_run(tmp_path, [prediction(i, *row, f1=0.5 * (row[0] == "x y")) for i, row in enumerate(rows)], **task)
+    assert run("errors", "--run", tmp_path) == 0
+    assert common.read_csv(tmp_path / "errors.csv")["error_type"].tolist() == types
+    table = common.read_csv(tmp_path / "error_types.csv", ("count",))
+    assert dict(zip(table["name"], table["count"], strict=True)) == ranked
+    assert "n_annotated" not in table  # a script named these, no person
+
+
+@pytest.mark.parametrize(("count", "n", "low", "high"), [
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)])
+def test_intervals_of_shares_equal_newcombe_1998_table_1(tmp_path, count, n, low, high):
+    make_run(tmp_path, [prediction(i, "0", "1" if i < count else "-1") for i in range(n)], kind="regression")
+    run("errors", "--run", tmp_path)
+    over = common.read_csv(tmp_path / "error_types.csv", ("count", "share", "ci_", "n_")).set_index("name").loc["over"]
+    assert over[["count", "n_errors", "share"]].tolist() == [count, n, count / n]
+    assert over[["ci_low", "ci_high"]].tolist() == pytest.approx([low, high], abs=5e-5)
+
+
+def test_rankings_of_an_annotated_sheet_and_two_annotators(tmp_path, capsys):
+    make_run(tmp_path, wrong_ones(6))
+    run("errors", "--run", tmp_path)
+    fill_in(tmp_path, cause=["One’s gold", "one's  gold | rare words", "mislabelled", "mislabeled", " ", ""],
+            cause_2=["one's gold", "rare words|one's gold", "irony", "mislabeled", "irony", ""])
+    assert run("errors", "--run", tmp_path) == 0
+    causes = common.read_csv(tmp_path / "error_causes.csv", ("rank", "count", "share", "n_", "ci_"))
+    assert causes[["rank", "name", "count", "share", "n_annotated", "n_errors"]].to_numpy().tolist() == [
+        [1, "One’s gold", 2, 0.5, 4, 6], [2, "mislabeled", 1, 0.25, 4, 6], [3, "mislabelled", 1, 0.25, 4, 6],
+        [4, "rare words", 1, 0.25, 4, 6]]
+    out = capsys.readouterr().out
+    assert "`mislabeled` and `mislabelled` look alike" in out
+    # three of four agree; chance: 1/4 x 1/4 for each of the three names that both used; kappa (12 - 3) / (16 - 3)
+    assert "cause and cause_2: Cohen's kappa 0.69 over 4 rows" in out
+    assert (tmp_path / "error_causes.png").is_file() and not (tmp_path / "error_solutions.png").exists()
+    fill_in(tmp_path, cause="", cause_2="")  # what an earlier call wrote does not stand for annotations that are gone
+    run("errors", "--run", tmp_path)
+    assert not list(tmp_path.glob("error_causes.*"))
+
+
+def test_errors_are_drawn_in_proportion_and_at_random(tmp_path):
+    gold = ["a"] * 40 + ["b"] * 15 + ["c"] * 5
+    make_run(tmp_path, [prediction(i, label, "d") for i, label in enumerate(gold)], labels=list("abcd"))
+    draws = []
+    for seed in (1, 2, 1):
+        run_json = common.read_run(tmp_path)
+        common.write_json(tmp_path / "run.json", {**run_json, "seed": seed})
+        (tmp_path / "errors.csv").unlink(missing_ok=True)
+        run("errors", "--run", tmp_path, "--n", 12)
+        draws.append(common.read_csv(tmp_path / "errors.csv"))
+        assert draws[-1]["gold"].value_counts().to_dict() == {"a": 8, "b": 3, "c": 1}
+    assert draws[0].equals(draws[2]) and not draws[0].equals(draws[1])
+
+
+# ---- Tags and slices ------------------------------------------------------------------------------------------------
+
+
+def test_tags_of_texts_pairs_and_training_words(tmp_path):
+    ten = "one two three four five six seven eight nine ten"
+    pairs = [("a b c 3", "c b a 3 d"), ("in 1999", "in 2001 or 1999"), (ten, ten.replace("ten", "zz zz")),
+             ("no", "zz, can’t"), ("a", "knot"), (ten, ten.replace("nine ten", "zz"))]
+    rows = [prediction(i, "bad", "bad", [0.9, 0.8999, 0.5, 1.0, 0.6, 0.6][i], first=first, second=second)
+            for i, (first, second) in enumerate(pairs)]
+    train = [{"first": f"{ten.upper()}, a B c d", "second": "in or 1999 3 zz no t", "label": "good"}]
+    make_run(tmp_path, rows, train, text=["first", "second"])
+    run("errors", "--run", tmp_path)
+    assert tags_of(tmp_path) == {
+        "very long": [2], "very short": [4], "negation": [3], "high overlap": [0, 1, 2], "numbers differ": [1],
+        "unseen words": [1, 3, 4], "high confidence": [0, 3]}
+
+
+def test_the_longest_and_the_shortest_twentieth(tmp_path):
+    make_run(tmp_path, [prediction(i, "bad", "bad", text="x" * (i + 1)) for i in range(41)])
+    run("errors", "--run", tmp_path)
+    assert tags_of(tmp_path) == {"very short": [0, 1], "very long": [39, 40]}  # quantiles 3 and 39
+
+
+def test_suspect_gold_labels_of_a_hand_worked_case(tmp_path):
+    # the thresholds are the mean of bad's probability over gold bad, (0.8 + 0.6 + 0.1 + 0.48 + 0.1) / 5 = 0.416, and
+    # that of good's over gold good, (0.9 + 0.7 + 0.2) / 3 = 0.6; no sample is rare, so that rare has none
+    gold = ["bad"] * 5 + ["good"] * 3
+    bad, good = [0.8, 0.6, 0.1, 0.38, 0.1], [0.9, 0.7, 0.2]
+    probabilities = [*zip(bad, [0.2, 0.4, 0.9, 0.52, 0.0], strict=True), *zip([0.1, 0.3, 0.7], good, strict=True)]
+    rows = []
+    for i, (label, pair) in enumerate(zip(gold, probabilities, strict=True)):
+        named = dict(zip(("bad", "good", "rare"), (*pair, 1 - sum(pair)), strict=True))
+        predicted = max(named, key=named.get)
+        rows.append(prediction(i, label, predicted, named[predicted], **{f"prob_{n}": p for n, p in named.items()}))
+    make_run(tmp_path, rows, labels=["bad", "good", "rare"])
+    run("errors", "--run", tmp_path)
+    assert [row for row, one in enumerate(rows) if not one["correct"]] == [2, 3, 4, 7]
+    assert tags_of(tmp_path)["suspect gold label"] == [2, 7]  # 3 reaches no threshold, and 4 one that there is not
+    assert "suspect gold label" not in set(common.read_csv(tmp_path / "slices.csv")["tag"])
+
+
+def test_where_the_llm_agrees_against_gold(tmp_path):
+    make_run(tmp_path, [*wrong_ones(3), prediction(3, "good", "good")])
+    common.write_csv(tmp_path / "llm_predictions.csv", pd.DataFrame({
+        "id": [f"test-{i:06d}" for i in range(4)], "llm_label": ["bad", "good", "good", "good"],
+        "llm_generated_label": ["good", "UNPARSED", "", "good"]}))  # what it wrote goes before what is likelier
+    run("errors", "--run", tmp_path)
+    tag = "LLM agrees with the model, against gold"
+    assert tags_of(tmp_path)[tag] == [0, 2]
+    assert tag not in set(common.read_csv(tmp_path / "slices.csv")["tag"])
+    assert "LLM agrees with the model" in (tmp_path / "codebook.md").read_text(encoding="utf-8")
+
+
+def test_slices_equal_scipys_test_and_a_false_discovery_rate_by_hand(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [prediction(i, "bad", "good" if rng.random() < (0.6 if i % 4 == 0 else 0.1) else "bad", rng.uniform(0.5, 1),
+                       text=("never " if i % 4 == 0 else "") + "word " * int(rng.integers(1, 30))) for i in range(80)]
+    make_run(tmp_path, rows)
+    run("errors", "--run", tmp_path)
+    slices = common.read_csv(tmp_path / "slices.csv", RATES)
+    wrong = {i for i, row in enumerate(rows) if not row["correct"]}
+    tags, p_values = tags_of(tmp_path), []
+    assert {"negation", "very long", "high confidence"} <= set(slices["tag"])
+    for row in slices.to_dict("records"):
+        inside = set(tags[row["tag"]])
+        table = [[len(inside & wrong), len(inside - wrong)],
+                 [len(wrong - inside), 80 - len(wrong | inside)]]
+        assert [row["errors_inside"], row["n_inside"], row["errors_outside"], row["n_outside"]] == [
+            table[0][0], sum(table[0]), table[1][0], sum(table[1])]
+        assert row["error_rate_inside"] == table[0][0] / sum(table[0])
+        p_values.append(fisher_exact(table).pvalue)
+        assert row["fisher_p"] == pytest.approx(p_values[-1])
+    assert p_values == sorted(p_values) and slices["tag"][0] == "negation"
+    m = len(p_values)  # Benjamini and Hochberg 1995: the least p x m / rank from this rank on
+    assert slices["fdr"].tolist() == pytest.approx([
+        min(1, *(p_values[k] * m / (k + 1) for k in range(i, m))) for i in range(m)])
+
+
+def test_the_nearest_training_text_is_that_of_the_largest_cosine(tmp_path):
+    rng, words = np.random.default_rng(1), [f"w{i}" for i in range(30)]
+    texts = [" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(40)]
+    train = [{"text": text, "label": f"label {i}"} for i, text in enumerate(texts[:30])]
+    tests = [*texts[30:], texts[4].upper(), "nothing of it"]
+    make_run(tmp_path, [prediction(i, "bad", "good", text=text) for i, text in enumerate(tests)],
+             [*train, {"text": "long " * 100, "label": "long"}])
+    run("errors", "--run", tmp_path, "--n", 99)
+
+    documents = [Counter(text.split()) for text in [*texts[:30], "long " * 100]]
+    idf = {word: math.log((1 + 31) / (1 + sum(word in one for one in documents))) + 1
+           for word in set().union(*documents)}
+
+    def vector(counts):  # of words that the training texts have, scaled to length 1
+        numbers = {word: count * idf[word] for word, count in counts.items() if word in idf}
+        length = math.hypot(*numbers.values()) or 1
+        return {word: number / length for word, number in numbers.items()}
+
+    sheet = common.read_csv(tmp_path / "errors.csv", ("nearest_similarity",))
+    for text, row in zip(tests, sheet.to_dict("records"), strict=True):
+        mine = vector(Counter(text.lower().split()))
+        cosines = [sum(mine.get(word, 0) * x for word, x in vector(one).items()) for one in documents]
+        if not max(cosines):
+            assert row["nearest_train"] == row["nearest_label"] == "" and math.isnan(row["nearest_similarity"])
+            continue
+        assert row["nearest_similarity"] == pytest.approx(max(cosines), abs=1e-4)
+        assert cosines[int(row["nearest_label"].split()[1])] == pytest.approx(max(cosines))
+        assert row["nearest_train"] == texts[int(row["nearest_label"].split()[1])]
+    assert sheet.loc[10, ["nearest_label", "nearest_similarity"]].tolist() == ["label 4", 1.0]
+
+
+# ---- What is handed in ----------------------------------------------------------------------------------------------
+
+
+def test_check_lists_what_is_missing_to_hand_in(tmp_path, capsys):
+    def check():
+        code = run("errors", "--run", tmp_path, "--check")
+        return code, capsys.readouterr().out
+
+    make_run(tmp_path, wrong_ones(4))
+    code, missing = check()
+    assert code == 1 and all(f"missing: {name}" in missing for name in (
+        "errors.csv", "learning_curve.png", "embedding_", "report_notes.md", "report.tex"))
+    assert not (tmp_path / "errors.csv").exists()
+    run("errors", "--run", tmp_path, "--n", 3)
+    first, second, third = fill_in(tmp_path, cause=["irony", "", " "], solution=[
+        "More  data.", "more data | relabel", "more training data | additional samples"])["id"]
+    capsys.readouterr()
+    code, missing = check()
+    assert code == 1 and "3 of 4 errors" in missing and "error_causes.csv" in missing
+    assert f"cause in 2 of 3 rows of errors.csv ({second}, {third})" in missing
+    assert f"`more data` ({first}, {third})" in missing and "llm_prediction in 3 of 3" in missing
+    run("errors", "--run", tmp_path)
+    fill_in(tmp_path, cause="irony", solution="more data: ironic ones", llm_prediction="bad")
+    run("errors", "--run", tmp_path)
+    for name in ("learning_curve.png", "embedding_tsne.png", "report.tex"):
+        (tmp_path / name).touch()
+    notes = "# Title\n## Author\nMe\n## What was hardest\n<!-- a hint\n## Why? -->\nAll.\n"
+    (tmp_path / "report_notes.md").write_text(notes, encoding="utf-8")
+    os.utime(tmp_path / "report.tex", (2e9, 2e9))  # newer than all that it is made of
+    capsys.readouterr()
+    assert check() == (0, f"{tmp_path}: nothing is missing\n")
+    for encoding in ("utf-8-sig", "utf-16"):  # as an editor may save it
+        (tmp_path / "report_notes.md").write_bytes(notes.replace("All.", "").replace("\n", "\r\n").encode(encoding))
+        code, missing = check()
+        assert code == 1 and missing.count("\n") == 1 and "report_notes.md: What was hardest\n" in missing
+    (tmp_path / "report_notes.md").write_text(notes, encoding="utf-8")
+    os.utime(tmp_path / "report.tex", (1, 1))
+    assert "report_notes.md, errors.csv since report.tex" in check()[1]
+
+
+def test_the_codebook_says_which_confidence_and_a_person_s_stays(tmp_path, capsys):
+    make_run(tmp_path, wrong_ones(1))
+    common.write_csv(tmp_path / "metrics.csv", pd.DataFrame({
+        "metric": ["accuracy", "ece", "ece_temperature"], "value": [0.9, 0.0456, 0.02]}))
+    run("errors", "--run", tmp_path)
+    for text in (capsys.readouterr().out, (tmp_path / "codebook.md").read_text(encoding="utf-8")):
+        assert "softmax probability of the predicted label" in text and "0.046" in text
+    (tmp_path / "codebook.md").write_text("mine", encoding="utf-8")
+    run("errors", "--run", tmp_path)
+    assert (tmp_path / "codebook.md").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_run_without_an_error(tmp_path, capsys):
+    make_run(tmp_path, [prediction(0, "bad", "bad")], [{"text": "a", "label": "bad"}])
+    assert run("errors", "--run", tmp_path) == 0
+    assert common.read_csv(tmp_path / "errors.csv").empty and not list(tmp_path.glob("error_types.*"))
+    assert "0 of 0 errors in 1 samples" in capsys.readouterr().out
+
+
+def test_long_and_odd_texts_are_cut_in_the_picture_alone(tmp_path):
+    labels = ["\U0001242b $x_1$ {", "y" * 2_500]  # a cuneiform sign, which no common font has
+    make_run(tmp_path, [prediction(0, *labels, text="x" * 40_000)], labels=[*labels, "z"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("errors", "--run", tmp_path) == 0
+    assert max(Image.open(tmp_path / "error_types.png").size) < 2_000
+    assert common.read_csv(tmp_path / "error_types.csv")["name"].tolist() == [" -> ".join(labels)]
+    sheet = common.read_csv(tmp_path / "errors.csv")
+    assert sheet["gold"][0] == labels[0] and sheet["input"][0] == f"{'x' * 32_000} [of 40000]"

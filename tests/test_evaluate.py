@@ -1,0 +1,278 @@
+"""evaluate.py: its files against the run's model, scikit-learn and scipy; the floor; other data; several seeds."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run
+from PIL import Image
+from safetensors.numpy import load_file
+from scipy import sparse, stats
+from scipy.special import softmax
+from sklearn import linear_model, metrics, multiclass, naive_bayes
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+import common
+
+FAST = ["--sample", "--precision", "fp32", "--num-train-epochs", 1, "--max-train-samples", 48]
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def scores_of(folder, name="metrics"):
+    return pd.read_csv(folder / f"{name}.csv", encoding="utf-8-sig")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished run on the sample rows that has learned something, evaluated with its floor."""
+    folder = tmp_path_factory.mktemp("run")
+    assert run("train", "--dataset", "mrpc", "--sample", "--precision", "fp32", "--run", folder) == 0
+    assert run("evaluate", "--run", folder, "--baselines") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(run_dir, tmp_path):
+    """The same run, to be changed."""
+    return shutil.copytree(run_dir, tmp_path / "run")
+
+
+class TestFiles:
+    def test_predictions_are_the_test_split_with_probabilities(self, run_dir):
+        table = common.read_predictions(run_dir)
+        assert list(table.columns) == [
+            "id", "split", "sentence1", "sentence2", "gold", "predicted", "correct", "confidence", "gold_confidence",
+            "margin", "prob_not_equivalent", "prob_equivalent"]
+        assert len(table) == 48
+        probabilities = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy()
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+        np.testing.assert_allclose(table["confidence"], probabilities.max(axis=1))
+        np.testing.assert_allclose(table["margin"], probabilities.max(axis=1) - probabilities.min(axis=1))
+        assert (table["correct"] == (table["gold"] == table["predicted"])).all()
+        golds = (table["gold"] == "equivalent").astype(int)
+        np.testing.assert_allclose(table["gold_confidence"], probabilities[range(48), golds])
+
+    def test_the_models_head_makes_the_probabilities_of_the_vectors(self, run_dir):
+        states, table = np.load(run_dir / "hidden_states.npz", allow_pickle=False), common.read_predictions(run_dir)
+        assert states["id"].tolist() == table["id"].tolist()
+        assert states["vector"].dtype == np.float32
+        head = load_file(run_dir / "model" / "model.safetensors")
+        logits = states["vector"] @ head["classifier.weight"].T + head["classifier.bias"]
+        np.testing.assert_allclose(softmax(logits, axis=1)[:, 1], table["prob_equivalent"], atol=1e-6)
+
+    def test_metrics_equal_scikit_learns(self, run_dir):
+        table, scores = common.read_predictions(run_dir), scores_of(run_dir).set_index("metric")
+        gold, predicted, labels = table["gold"], table["predicted"], ["not_equivalent", "equivalent"]
+        assert scores.index[:2].tolist() == ["accuracy", "f1"]
+        precision, recall, f1, _ = metrics.precision_recall_fscore_support(gold, predicted, labels=labels)
+        expected = {"accuracy": metrics.accuracy_score(gold, predicted), "f1": f1[1], "macro_f1": f1.mean(),
+                    "weighted_f1": metrics.f1_score(gold, predicted, average="weighted"), "macro_recall": recall.mean()}
+        for i, label in enumerate(labels):
+            expected |= {f"precision_{label}": precision[i], f"recall_{label}": recall[i], f"f1_{label}": f1[i]}
+        assert scores["value"].drop(["ece", "ece_temperature"]).to_dict() == pytest.approx(expected)
+        assert scores.loc["accuracy", "value"] > 31 / 48  # better than the majority label
+        assert set(scores["n"]) == {48} and set(scores["split"]) == {"test"}
+
+    def test_intervals_equal_scipys_percentile_bootstrap(self, run_dir):
+        table, scores = common.read_predictions(run_dir), scores_of(run_dir).set_index("metric")
+        gold, right = (table["gold"] == "equivalent").to_numpy(), table["correct"].to_numpy()
+        said = gold == right
+        for metric, statistic in {
+                "accuracy": lambda i, axis=-1: right[i].mean(axis=-1),
+                "f1": lambda i, axis=-1: 2 * (gold & said)[i].sum(-1) / (gold[i].sum(-1) + said[i].sum(-1))}.items():
+            theirs = stats.bootstrap((np.arange(48),), statistic, method="percentile", n_resamples=9999,
+                                     rng=np.random.default_rng(1))
+            for ours, end in zip(scores.loc[metric, ["ci_low", "ci_high"]], theirs.confidence_interval, strict=True):
+                assert abs(ours - end) < 0.35 * theirs.standard_error  # draws of right answers are whole: 1 / 48 apart
+
+    def test_calibration_follows_from_the_predictions(self, run_dir):
+        table, scores = common.read_predictions(run_dir), scores_of(run_dir).set_index("metric")
+        bins, temperature = scores_of(run_dir, "calibration"), read_json(run_dir / "run.json")["training"]["tuned"]
+        assert bins.groupby("scale")["n"].apply(list).to_dict() == {"raw": [24, 24], "temperature": [24, 24]}
+        scaled = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy() ** (1 / temperature["temperature"])
+        sure = {"ece": table["confidence"].to_numpy(), "ece_temperature": scaled.max(axis=1) / scaled.sum(axis=1)}
+        for metric, confidence in sure.items():
+            halves = np.array_split(np.argsort(confidence, kind="stable"), 2)
+            gaps = [abs(table["correct"].to_numpy()[half].mean() - confidence[half].mean()) for half in halves]
+            assert scores.loc[metric, "value"] == pytest.approx(np.mean(gaps))
+        for row in bins.itertuples():
+            right = round(row.accuracy * row.n)
+            assert (row.ci_low, row.ci_high) == pytest.approx(
+                tuple(stats.binomtest(right, row.n).proportion_ci(method="wilson")))
+
+    def test_confusion_counts_the_predictions(self, run_dir):
+        table, confusion = common.read_predictions(run_dir), scores_of(run_dir, "confusion")
+        labels = confusion["gold"].tolist()
+        assert confusion[labels].to_numpy().tolist() == metrics.confusion_matrix(
+            table["gold"], table["predicted"], labels=labels).tolist()
+
+    def test_again_with_other_batches_gives_the_same_and_a_part_says_so(self, copy, run_dir):
+        """From inside the run folder too; the floor is renewed once it is there."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(copy)
+            assert run("evaluate", "--run", ".", "--per-device-eval-batch-size", 7) == 0
+        pd.testing.assert_frame_equal(*map(common.read_predictions, (run_dir, copy)), rtol=1e-5)
+        assert run("evaluate", "--run", copy, "--max-eval-samples", 20) == 0
+        assert set(scores_of(copy)["n"]) == set(scores_of(copy, "baselines")["n"]) == {20}
+        assert "ours uses 20 of 48 test examples" in scores_of(copy)["comparable"][1]
+        assert scores_of(copy, "timing")["examples"].tolist() == [20]
+
+
+# ---- The floor, from train_texts.csv and predictions.csv by scikit-learn --------------------------------------------
+
+
+def features(train, test, columns):
+    """TF-IDF of every word and mark; of two texts a and b also |a - b| and a * b."""
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]").fit(pd.concat([train[name] for name in columns]))
+    found = []
+    for table in (train, test):
+        parts = [vectorizer.transform(table[name]) for name in columns]
+        if len(parts) == 2:
+            parts += [abs(parts[0] - parts[1]), parts[0].multiply(parts[1])]
+        found.append(sparse.hstack(parts).tocsr())
+    return found
+
+
+def floor_of(folder):
+    """baselines.csv as {baseline: {metric: value}}, the training texts and the predictions."""
+    values = {name: part.set_index("metric")["value"].to_dict()
+              for name, part in scores_of(folder, "baselines").groupby("baseline")}
+    return values, common.read_csv(folder / "train_texts.csv"), common.read_predictions(folder)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Make a run on a key's sample rows, evaluated with its floor."""
+    def make(*flags):
+        folder = tmp_path_factory.mktemp("floor")
+        assert run("train", *FAST, *flags, "--run", folder) == 0
+        assert run("evaluate", "--run", folder, "--baselines") == 0
+        return folder
+    return make
+
+
+class TestFloor:
+    def test_of_classification(self, run_dir):
+        values, train, test = floor_of(run_dir)
+        x, y = features(train, test, ["sentence1", "sentence2"])
+        predicted = linear_model.LogisticRegression(max_iter=1000).fit(x, train["label"]).predict(y)
+        assert values["tfidf + logistic regression"] == pytest.approx({
+            "accuracy": (predicted == test["gold"]).mean(),
+            "f1": metrics.f1_score(test["gold"], predicted, pos_label="equivalent")})
+        assert values["majority"] == pytest.approx({"accuracy": 31 / 48, "f1": 2 * 31 / (31 + 48)})
+
+    def test_of_regression(self, evaluated):
+        values, train, test = floor_of(evaluated("--dataset", "str-eng"))
+        x, y = features(train, test, list(train.columns[1:-1]))
+        gold, model = test["gold"].astype(float), linear_model.Ridge().fit(x, train["label"].astype(float))
+        predicted = model.predict(y)
+        expected = {"pearson": stats.pearsonr(gold, predicted)[0], "spearman": stats.spearmanr(gold, predicted)[0],
+                    "mse": metrics.mean_squared_error(gold, predicted)}
+        assert values["tfidf + ridge"] == pytest.approx({name: expected[name] for name in values["mean"]})
+        assert values["mean"]["spearman"] == 0
+
+    def test_of_multilabel(self, evaluated):
+        folder = evaluated("--dataset", "sbic")
+        values, train, test = floor_of(folder)
+        labels = read_json(folder / "run.json")["task"]["labels"]
+        sets, gold = (np.array([[label in names.split(" | ") for label in labels] for names in column])
+                      for column in (train["label"], test["gold"]))
+        x, y = features(train, test, list(train.columns[1:-1]))
+        model = multiclass.OneVsRestClassifier(linear_model.LogisticRegression(max_iter=1000)).fit(x, sets)
+        found = {"majority": np.tile(sets[train["label"] == train["label"].mode()[0]][0], (len(test), 1)),
+                 "tfidf + logistic regression": model.predict(y).astype(bool)}
+        for name, predicted in found.items():
+            expected = {f"{how}_f1": metrics.f1_score(gold, predicted, average=how, zero_division=0)
+                        for how in ("macro", "micro")}
+            expected |= {"exact_match": (gold == predicted).all(axis=1).mean(), "accuracy": (gold == predicted).mean()}
+            assert values[name] == pytest.approx({metric: expected[metric] for metric in values[name]})
+
+    def test_of_multiple_choice(self, evaluated):
+        folder = evaluated("--dataset", "csqa")
+        values, train, test = floor_of(folder)
+        task = read_json(folder / "run.json")["task"]
+        text, options, labels = task["text"][0], task["options"], np.array(task["labels"])
+        pairs = [pd.DataFrame({"text": table[text].repeat(5), "option": table[options].to_numpy().ravel()})
+                 for table in (train, test)]
+        x, y = features(*pairs, ["text", "option"])
+        right = np.concatenate([labels == label for label in train["label"]])
+        scores = linear_model.LogisticRegression(max_iter=1000).fit(x, right).decision_function(y)
+        predicted = labels[scores.reshape(-1, 5).argmax(axis=1)]
+        assert values["tfidf + logistic regression"]["accuracy"] == (predicted == test["gold"]).mean()
+        assert values["majority"]["accuracy"] == (train["label"].mode()[0] == test["gold"]).mean()
+
+    def test_of_more_than_a_hundred_labels_one_of_them_very_long(self, evaluated, tmp_path):
+        """Naive Bayes; and the picture shows 30 of them, cut."""
+        names = ["x" * 2500 if i == 3 else f"label {i}" for i in range(110)]
+        rows = [{"text": f"word{i} in {j}", "label": name} for i, name in enumerate(names) for j in range(3)]
+        pd.DataFrame(rows).to_csv(tmp_path / "many.csv", index=False)
+        folder = evaluated("--dataset", tmp_path / "many.csv", "--text-column", "text", "--label-column", "label",
+                           "--max-train-samples", 1000)
+        values, train, test = floor_of(folder)
+        x, y = features(train, test, ["text"])
+        predicted = naive_bayes.MultinomialNB().fit(x, train["label"]).predict(y)
+        assert values["tfidf + naive Bayes"]["accuracy"] == pytest.approx((predicted == test["gold"]).mean())
+        assert len(scores_of(folder, "confusion")) == 110
+        assert max(Image.open(folder / "confusion.png").size) < 4000
+
+
+# ---- Other data than the run's --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_tested_on_another_file_with_other_columns(copy, capsys):
+    rows = [{"a": "The dog slept.", "b": f"Dog {i} was asleep.", "same": ["not_equivalent", "equivalent"][i % 2]}
+            for i in range(4)]
+    pd.DataFrame(rows).to_csv(copy.parent / "MINE.CSV", index=False)
+    before = (copy / "predictions.csv").read_bytes()
+    columns = ["--text-column", "a", "b", "--label-column", "same"]
+    assert run("evaluate", "--run", copy, "--dataset", copy.parent / "MINE.CSV", *columns) == 0
+    assert (copy / "predictions.csv").read_bytes() == before
+    table = common.read_predictions(copy / "on-MINE")
+    assert table["b"].tolist() == [row["b"] for row in rows]  # all of the file
+    assert table["gold"].tolist() == [row["same"] for row in rows]
+    assert set(scores_of(copy / "on-MINE")["comparable"].dropna()) <= {""}
+    assert run("errors", "--run", copy, "--dataset", copy.parent / "MINE.CSV") == 0
+    assert (copy / "on-MINE" / "errors.csv").is_file()
+    assert run("evaluate", "--run", copy / "on-MINE", *columns) == 0  # the folder stands for its own data
+    assert len(common.read_predictions(copy / "on-MINE")) == 4
+    capsys.readouterr()
+    assert run("evaluate", "--run", copy, "--dataset", "csqa") == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line]
+    assert "can't be tested on csqa" in line
+
+
+def test_a_data_set_that_is_only_a_test(tmp_path):
+    """WSC273 has no train split: it tests a run on WinoGrande."""
+    assert run("train", "--dataset", "winogrande-m", *FAST, "--run", tmp_path) == 0
+    assert run("evaluate", "--run", tmp_path, "--dataset", "wsc273") == 0
+    assert read_json(tmp_path / "on-wsc273" / "run.json")["trained_on"]["dataset"] == "winogrande-m"
+    assert "ours was trained on" not in scores_of(tmp_path / "on-wsc273")["comparable"][0]  # as the paper's was
+    assert len(common.read_predictions(tmp_path / "on-wsc273")) > 0
+
+
+# ---- Several seeds --------------------------------------------------------------------------------------------------
+
+
+def test_seeds_csv_holds_mean_and_deviation_of_the_seeds_that_differ_in_nothing_else(run_dir, tmp_path, capsys):
+    """Beside the run stand a seed with other scores, and one that was trained with another flag."""
+    for seed, changes in ((42, {}), (2, {}), (3, {"dropout": 0.3})):
+        folder = shutil.copytree(run_dir, tmp_path / f"seed{seed}", ignore=shutil.ignore_patterns("baselines.csv"))
+        record, table = read_json(folder / "run.json"), scores_of(folder)
+        record |= {"seed": seed, "args": record["args"] | {"seed": seed, "run": str(folder)} | changes}
+        (folder / "run.json").write_text(json.dumps(record))
+        table.assign(value=np.linspace(0, 1, len(table))).to_csv(folder / "metrics.csv", index=False)
+    assert run("evaluate", "--run", tmp_path / "seed42") == 0
+    first, second = (scores_of(tmp_path / name).set_index("metric")["value"] for name in ("seed42", "seed2"))
+    table = pd.read_csv(tmp_path / "seeds.csv", encoding="utf-8-sig").set_index("metric")
+    assert table.index.tolist() == first.index.tolist()
+    for name, a, b in zip(table.index, first, second, strict=True):
+        assert table.loc[name, ["mean", "sd", "min", "max"]].tolist() == pytest.approx(
+            [(a + b) / 2, abs(a - b) / 2**0.5, min(a, b), max(a, b)])  # sd of two: |a - b| / sqrt(2)
+    assert set(table["n"]) == {2} and set(table["seeds"]) == {"2 42"}
+    shown = "accuracy {:.4f} +- {:.4f}".format(*table.loc["accuracy", ["mean", "sd"]])
+    assert shown in capsys.readouterr().out

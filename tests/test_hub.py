@@ -1,0 +1,281 @@
+"""A hub that is down, gated, slow, broken or has moved on: a run goes on by itself or ends with one line.
+
+The hub is a stand-in, which serves folders to the unmodified clients. A case that could leave half a file in the cache
+is run again with the same cache and a hub without a fault.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import transformers
+from conftest import ROOT
+
+import common
+
+SECRET = "hf_secretTokenThatNobodyMaySee0123456789"
+DATASET, MODEL = "datasets/nyu-mll/glue", "models/own/tiny"
+CARD = "---\nconfigs:\n- config_name: mrpc\n  data_files:\n" + "".join(
+    f"  - split: {name}\n    path: mrpc/{name}.parquet\n" for name in ("train", "validation", "test")) + "---\n"
+SMALL = ["--model", "own/tiny", "--max-train-samples", 16, "--max-eval-samples", 8, "--num-train-epochs", 1,
+         "--max-length", 64, "--precision", "fp32"]
+DATA = ["--dataset", "mrpc", *SMALL]  # the data set from the hub, and the model too
+WEIGHTS = ["--dataset", "mrpc", "--sample", *SMALL]  # the model alone
+# The hub's clients read its address when they are imported, which takes seconds: one process imports them and is forked
+# for each call, {"script", "flags", "environment", "output"}.
+WORKER = """
+import json, os, runpy, sys, traceback
+import datasets, sklearn.linear_model, torch, transformers
+import common
+transformers.BertForSequenceClassification, transformers.PreTrainedTokenizerFast, common.new_figure()
+for line in sys.stdin:
+    call, child = json.loads(line), os.fork()
+    if child == 0:
+        for number in (1, 2):
+            os.dup2(os.open(f"{call['output']}{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.update(call["environment"])
+        sys.argv, code = [f"{call['script']}.py", *call["flags"]], 0
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """A folder for the stand-in hub: sample rows under MRPC's name, and a model of one layer."""
+    root = tmp_path_factory.mktemp("hub")
+    (root / DATASET / "mrpc").mkdir(parents=True)
+    (root / DATASET / "README.md").write_text(CARD)
+    for name, table in common.read_source(common.find_task("mrpc"), common.CATALOG / "samples")[0].items():
+        table.to_parquet(root / DATASET / "mrpc" / f"{name}.parquet")
+    tokenizer = common.word_tokenizer(table["sentence1"])
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id))
+    for part in (tokenizer, model):
+        part.save_pretrained(root / MODEL)
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(shared_dir, tmp_path_factory):
+    """A function that calls a script while a stand-in hub serves some folders: exit code, stdout, lines on stderr.
+
+    fresh: in a process of its own, which finds out by itself whether the hub can be reached.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")
+    known = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home)}
+    del known["HF_HUB_OFFLINE"]
+    worker = subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True, env=known | {"HF_HUB_OFFLINE": "0"})
+
+    def call(script, flags, roots=(), switches=(), environment=None, fresh=False):
+        flags, environment = [str(flag) for flag in flags], environment or {}
+        hub = start(roots, switches) if roots else None
+        try:
+            if fresh:
+                done = subprocess.run([sys.executable, f"{script}.py", *flags], cwd=ROOT, capture_output=True,
+                                      text=True, check=False, env=known | environment)
+                code, out, err = done.returncode, done.stdout, done.stderr
+            else:
+                output = home.parent / "output"
+                worker.stdin.write(json.dumps({"script": script, "flags": flags, "environment": environment,
+                                               "output": str(output)}) + "\n")
+                worker.stdin.flush()
+                code = int(worker.stdout.readline())
+                out, err = (Path(f"{output}{number}").read_text() for number in (1, 2))
+            lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
+            return code, out, [line for line in lines if "%|" not in line and "examples/s" not in line]  # but bars
+        finally:
+            if hub:
+                hub.kill()
+                hub.communicate()
+
+    def start(roots, switches):
+        hub = subprocess.Popen(
+            [sys.executable, shared_dir / "hub/hub.py", *roots, "--port", str(port), *map(str, switches)],
+            stdout=subprocess.PIPE, text=True)
+        assert hub.stdout.readline().startswith("http")
+        return hub
+
+    def forget():
+        shutil.rmtree(home)
+        home.mkdir()
+
+    call.home, call.port, call.forget = home, port, forget
+    yield call
+    worker.stdin.close()
+    worker.wait()
+
+
+def remove(name):
+    return lambda root: (root / name).unlink()
+
+
+def write(name, content):
+    return lambda root: (root / name).write_bytes(content)
+
+
+def rename_column(root):
+    for path in (root / DATASET / "mrpc").glob("*.parquet"):
+        pd.read_parquet(path).rename(columns={"sentence2": "second"}).to_parquet(path)
+
+
+def cut(name):
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:-2000])
+
+
+def without_test(root):
+    remove(f"{DATASET}/mrpc/test.parquet")(root)
+    write(f"{DATASET}/README.md", CARD.split("  - split: test")[0].encode() + b"---\n")(root)
+
+
+def own_code(root):
+    """A config.json that points to code beside it, which would leave a file behind if it ran."""
+    path = root / MODEL / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "own", "auto_map": {
+        "AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}}))
+    (root / MODEL / "own.py").write_text(f"open({str(root / 'ran')!r}, 'w')")
+
+
+def loading_script(root):
+    shutil.rmtree(root / DATASET / "mrpc")
+    write(f"{DATASET}/README.md", b"# GLUE\n")(root)
+    (root / DATASET / "glue.py").write_text(f"open({str(root / 'ran')!r}, 'w')")
+
+
+NO_DATA, NO_MODEL = "could not load the dataset nyu-mll/glue: ", "could not load the model own/tiny: "
+FAULTS = {  # name: (flags, change to the healthy hub, switches, exit code, what is said)
+    "line dropped once": (DATA, None, ["--fail-after", 2], 0, ""),
+    "line dropped always": (DATA, None, ["--fail-after", 2, "--fail-times", 999], 2, NO_DATA),
+    "line dropped always, weights": (WEIGHTS, None, ["--fail-after", 4, "--fail-times", 999], 2, NO_MODEL),
+    "slow": (DATA, None, ["--slow", 300_000], 0, ""),
+    "gated": (DATA, write(f"{DATASET}/.gated", b""), [], 2, "accepted on its page and `hf auth login`"),
+    "gated model": (WEIGHTS, write(f"{MODEL}/.gated", b""), [], 2, "accepted on its page and `hf auth login`"),
+    "no such model": ([*WEIGHTS, "--model", "own/none"], None, [], 2, "could not load the model own/none: "),
+    "no such data set": (["--dataset", "snli"], None, [], 2, "could not load the dataset stanfordnlp/snli: "),
+    "loading script": (DATA, loading_script, [], 2, NO_DATA),
+    "column renamed": (DATA, rename_column, [], 2, "no column 'sentence2' among"),
+    "split missing": (DATA, without_test, [], 2, NO_DATA),
+    "data cut short": (DATA, cut(f"{DATASET}/mrpc/train.parquet"), [], 2, NO_DATA),
+    "no weights": (WEIGHTS, remove(f"{MODEL}/model.safetensors"), [], 2, NO_MODEL),
+    "weights cut short": (WEIGHTS, cut(f"{MODEL}/model.safetensors"), [], 2, NO_MODEL),
+    "own code": (WEIGHTS, own_code, [], 2, NO_MODEL),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_hub(client, healthy, tmp_path, name):
+    flags, change, switches, expected, said = FAULTS[name]
+    root = shutil.copytree(healthy, tmp_path / "hub") if change else healthy
+    if change:
+        change(root)
+    client.forget()
+    flags = [*flags, "--run", tmp_path / "run"]
+    code, _, lines = client("train", flags, [root], switches)
+    assert code == expected, lines
+    if said:
+        assert len(lines) == 1, lines
+        assert said in lines[0]
+    assert not (root / "ran").exists()  # code of the hub
+    if switches or "cut short" in name:
+        code, _, lines = client("train", [*flags, "--overwrite"], [healthy])
+        assert code == 0, lines
+
+
+def test_what_was_fetched_before_is_taken_where_the_hub_is_down(client, healthy, tmp_path):
+    """Down, out of order, and without a word; with an empty cache it is one line."""
+    client.forget()
+    train = [*DATA, "--overwrite", "--run", tmp_path / "run"]
+    assert client("train", train, [healthy])[0] == 0
+    revision = common.read_run(tmp_path / "run")["data"]["revision"]
+    mute = socket.socket()
+    for script, roots, why in (("train", [], "refused"), ("evaluate", [healthy], "503"), ("evaluate", [], "timed out")):
+        if why == "timed out":
+            mute.bind(("127.0.0.1", client.port))
+            mute.listen()
+        flags = train if script == "train" else ["--run", tmp_path / "run"]
+        code, out, lines = client(script, flags, roots, ["--status", 503] if roots else [], fresh=True)
+        assert (code, lines) == (0, [])
+        assert "can't be reached" in out and why in out and "taking what was fetched before" in out
+    mute.close()
+    assert common.read_run(tmp_path / "run")["data"]["revision"] == revision
+    client.forget()
+    code, _, lines = client("train", train, fresh=True)
+    assert code == 2
+    assert len(lines) == 1 and NO_DATA in lines[0] and "--sample" in lines[0]
+
+
+def test_a_run_is_tested_on_the_revision_that_it_recorded(client, healthy, tmp_path):
+    """The hub moves on: the old revision is asked for; where another comes all the same, it is one line."""
+    client.forget()
+    folder, root = tmp_path / "run", shutil.copytree(healthy, tmp_path / "hub")
+    assert client("train", [*DATA, "--run", folder], [root])[0] == 0
+    assert client("evaluate", ["--run", folder], [root])[0] == 0
+    data, before = common.read_run(folder)["data"], (folder / "predictions.csv").read_bytes()
+    assert len(data["revision"]) == 40
+    shutil.copytree(root / DATASET, root / DATASET / ".revs" / data["revision"])
+    path = root / DATASET / "mrpc/test.parquet"
+    table = pd.read_parquet(path)
+    table.assign(sentence1=table["sentence1"] + " changed").to_parquet(path)
+    client.forget()
+    assert client("evaluate", ["--run", folder], [root])[0] == 0
+    assert (folder / "predictions.csv").read_bytes() == before
+    shutil.rmtree(root / DATASET / ".revs")
+    client.forget()
+    code, _, lines = client("evaluate", ["--run", folder], [root])
+    assert code == 2
+    assert len(lines) == 1 and NO_DATA in lines[0] and data["revision"] in lines[0]
+    assert client("train", [*DATA, "--run", tmp_path / "new"], [root])[0] == 0
+    assert common.read_run(tmp_path / "new")["data"]["revision"] != data["revision"]
+    code, _, lines = client("evaluate", ["--run", folder], fresh=True, environment={"HF_HUB_OFFLINE": "1"})
+    assert code == 2
+    assert len(lines) == 1 and "the test split is not the run's" in lines[0]
+    assert (folder / "predictions.csv").read_bytes() == before
+
+
+def test_a_token_opens_what_is_gated_and_is_written_nowhere(client, healthy, tmp_path):
+    root = shutil.copytree(healthy, tmp_path / "hub")
+    for repository in (DATASET, MODEL):
+        (root / repository / ".gated").touch()
+    client.forget()
+    printed, run = [], tmp_path / "run"
+    for script, flags, expected in (("train", [*DATA, "--run", run], 0), ("evaluate", ["--run", run], 0), (
+            "train", [*DATA, "--model", "own/none", "--run", tmp_path / "other"], 2)):
+        code, out, lines = client(script, flags, [root], environment={"HF_TOKEN": SECRET})
+        assert code == expected, lines
+        printed += [out, *lines]
+    assert SECRET not in "\n".join(printed)
+    files = [path for folder in (run, client.home, tmp_path / "other") for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(("key", "rows", "labels"), [
+    ("mrpc", {"train": 3668, "validation": 408, "test": 1725}, {"not_equivalent": 578, "equivalent": 1147}),
+    ("sst2", {"train": 66002, "validation": 1347, "test": 872}, {"negative": 428, "positive": 444})])
+def test_real_rows_from_the_hub(client, shared_dir, healthy, tmp_path, key, rows, labels):
+    flags = ["--dataset", key, "--model", "own/tiny", "--max-train-samples", 16, "--num-train-epochs", 1, "--run"]
+    code, _, lines = client("train", [*flags, tmp_path], [shared_dir / "hub", healthy])
+    assert code == 0, lines
+    data = common.read_run(tmp_path)["data"]
+    assert (data["rows"], data["labels"]["test"], data["dropped"]) == (rows, labels, {})

@@ -1,0 +1,219 @@
+"""SQuAD 2.0's own kind: the official scores, windows over long contexts, "no answer", threshold and temperature."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import optimize
+from sklearn.metrics import log_loss
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toys import batch_of, build, task_of
+from transformers import GPT2Config, GPT2ForQuestionAnswering, PreTrainedTokenizerFast
+
+import common
+from catalog.squad2 import KINDS, N_BEST, squad_scores
+from common import UserError
+
+KIND, TASK = KINDS["span"], task_of("span", doc_stride=2)
+CONTEXT = "zero one two three four five six seven eight nine"
+
+
+@pytest.mark.parametrize(("predicted", "accepted", "exact", "f1"), [
+    ("The  Cat!", ["cat"], 1, 1),
+    ("a cat", ["An cat"], 1, 1),
+    ("the big cat", ["a cat", "big red cat"], 0, 4 / 5),  # P = 2/2, R = 2/3 with the second
+    ("cat cat", ["cat"], 0, 2 / 3),  # a word counts as often as it occurs
+    ("cat cat dog", ["cat cat"], 0, 4 / 5),  # in both: P = 2/3, R = 2/2
+    ("dog", ["cat"], 0, 0),
+    ("", ["cat"], 0, 0),
+    ("", [], 1, 1),
+    ("cat", [], 0, 0),
+    ("the", [], 1, 1),  # nothing is left of "the"
+    ("", ["the", "cat"], 0, 0),  # an accepted answer of which nothing is left does not count
+    ("U.S.-led", ["us led"], 0, 0),  # punctuation goes without leaving a space
+    ("“cat”", ["cat"], 0, 0)])  # only ASCII punctuation goes
+def test_scores_by_the_official_definition(predicted, accepted, exact, f1):
+    assert squad_scores(predicted, accepted) == (exact, pytest.approx(f1))
+
+
+def squad(answers, context=CONTEXT, question="who"):
+    """Questions on one context, "" for those without an answer."""
+    return pd.DataFrame({"question": [question] * len(answers), "context": [context] * len(answers), "label": [
+        {"text": [text] if text else [], "answer_start": [context.index(text)] if text else []} for text in answers]})
+
+
+def encode(answers, max_length=9):
+    table = squad(answers)
+    return table, KIND.encode(table, TASK, common.word_tokenizer([CONTEXT, "who"]), max_length)
+
+
+def scored(dataset, scores):
+    """Logits: zeros, but scores[window] = (null, first token, last token, score of start and of end).
+
+    50 stands wherever nothing must be read: in padding, in the question, in the last [SEP].
+    """
+    logits = np.zeros((len(dataset), 12, 2), dtype=np.float32)  # 12: as padded by a longer window elsewhere
+    logits[:, 9:] = logits[:, 1:3] = 50
+    for window, (null, first, last, score) in enumerate(scores):
+        logits[window, 0] = null / 2
+        logits[window, first, 0] = logits[window, last, 1] = score
+        logits[window, dataset.labels[window, 2] - 1:] = 50
+    return logits
+
+
+class TestWindows:
+    def test_they_overlap_and_hold_the_answer_or_the_null_position(self):
+        table, dataset = encode(["three four", ""])
+        # [CLS] who [SEP], 5 words, [SEP]; the next window begins 5 - 2 words on: zero.. three.. six.. (eight nine)
+        assert dataset.examples.tolist() == [0, 0, 0, 1, 1, 1]
+        words = [[CONTEXT[slice(*span)] for span in dataset.offsets[dataset.starts[i]:dataset.starts[i + 1]]
+                  if span[0] >= 0] for i in range(3)]
+        assert words == [CONTEXT.split()[0:5], CONTEXT.split()[3:8], CONTEXT.split()[6:10]]
+        assert dataset.labels.tolist() == [[6, 7, 9], [3, 4, 9], [0, 0, 8], [0, 0, 9], [0, 0, 9], [0, 0, 8]]
+        assert KIND.strata(table, TASK).tolist() == ["answerable", "unanswerable"]
+
+    def test_the_vector_of_an_example_is_that_of_its_first_window(self):
+        _, _, _, _, model = build("span")
+        _, dataset = encode(["three four", ""])
+        outputs = common.predict(model, dataset, KIND, 2)
+        batch, _ = batch_of(dataset, [0, 3])
+        np.testing.assert_allclose(outputs.vectors, common.forward(model, batch, KIND, "fp32")[2].numpy(), atol=1e-6)
+
+    def test_a_question_longer_than_the_window_is_cut(self):
+        table = squad([""], question=CONTEXT * 5)
+        assert KIND.encode(table, TASK, common.word_tokenizer([CONTEXT]), 16).lengths.max() <= 16
+
+    def test_answers_are_cut_at_characters(self):
+        context = "São   Tomé, “Príncipe” 🐈 and more"
+        table = squad(["Tomé, “Príncipe”"], context, "  who  ")
+        dataset = KIND.encode(table, TASK, common.word_tokenizer([context, "who"]), 30)
+        first, last, _ = dataset.labels[0]
+        logits = np.zeros((1, 30, 2), dtype=np.float32)
+        logits[0, first, 0] = logits[0, last, 1] = 5
+        assert KIND.predict(logits, table, TASK, dataset)["predicted"].tolist() == ["Tomé, “Príncipe”"]
+
+    def test_a_tokenizer_that_knows_no_characters_is_refused(self, capsys):
+        with pytest.raises(UserError):
+            KIND.encode(squad([""]), TASK, SimpleNamespace(is_fast=False), 9)
+        assert "can't say which characters its tokens stand for" in capsys.readouterr().err
+
+    def test_models_without_types_or_a_cls_token(self):
+        """A byte-level tokenizer and GPT-2: the null position is the first token."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        raw = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*alphabet, "<end>"])}, []))
+        raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>",
+                                            model_input_names=["input_ids", "attention_mask"])
+        table = squad(["🐈", ""], "the cat 🐈 sat")
+        dataset = KIND.encode(table, TASK, tokenizer, 40)
+        assert list(dataset.columns) == ["input_ids"]
+        assert dataset.nulls.tolist() == [0, 0]
+        assert dataset.labels[0, 1] - dataset.labels[0, 0] >= 3  # a cat is four bytes
+        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, pad_token_id=256)
+        outputs = common.predict(GPT2ForQuestionAnswering(config), dataset, KIND, 2)
+        assert outputs.logits.shape == (2, dataset.lengths.max(), 2)
+        assert outputs.vectors.shape == (2, 16)
+        assert len(KIND.predict(outputs.logits, table, TASK, dataset)) == 2
+
+
+def test_loss_without_padding_equals_the_models_own():
+    kind, _, _, dataset, model = build("span")
+    batch, labels = batch_of(dataset, [0, 4])  # equal lengths
+    assert batch["attention_mask"].all()
+    outputs = model(**batch, start_positions=labels[:, 0], end_positions=labels[:, 1])
+    torch.testing.assert_close(kind.loss(outputs, labels, None) / 2, outputs.loss)
+
+
+class TestPrediction:
+    def test_null_score_is_the_least_of_the_windows_and_a_span_in_two_has_the_better_score(self):
+        table, dataset = encode(["three four"])
+        logits = scored(dataset, [(3, 6, 7, 2), (9, 3, 4, 2.5), (6, 3, 3, 1)])
+        nulls, spans = KIND.candidates(logits, dataset)
+        assert nulls.tolist() == [3]
+        assert next(iter(spans[0].items())) == ((13, 23), 5.0)
+        assert len(spans[0]) == N_BEST
+        row = KIND.predict(logits, table, TASK, dataset).iloc[0]
+        assert row[["predicted", "correct", "f1"]].tolist() == ["three four", True, 1]
+        weights = np.exp([*spans[0].values(), 3.0])
+        assert row["confidence"] == pytest.approx(weights[0] / weights.sum())
+        assert row["prob_no_answer"] == pytest.approx(weights[-1] / weights.sum())
+        assert row["gold_confidence"] == pytest.approx(row["confidence"])
+
+    @pytest.mark.parametrize(("threshold", "predicted"), [(0.0, ""), (2.9, ""), (3.1, "three four")])
+    def test_threshold_decides_and_the_prediction_is_the_most_probable(self, threshold, predicted):
+        table, dataset = encode(["three four"])
+        logits = scored(dataset, [(8, 6, 7, 2), (9, 3, 4, 2.5), (8.5, 3, 3, 1)])  # null 8, best span 5
+        row = KIND.predict(logits, table, TASK | {"null_threshold": threshold}, dataset).iloc[0]
+        assert row["predicted"] == predicted
+        assert row["margin"] >= 0
+        assert row["confidence"] == max(row["confidence"], row["prob_no_answer"])
+
+    def test_spans_end_where_they_begin_or_later(self):
+        _, dataset = encode(["three four"])
+        logits = scored(dataset, [(0, 7, 4, 9), (0, 3, 3, 0), (0, 3, 3, 0)])  # the end before the start
+        _, spans = KIND.candidates(logits, dataset)
+        assert all(first < last for first, last in spans[0])
+        assert max(spans[0].values()) == 9
+
+    def test_tuned_threshold_and_figures_by_hand(self):
+        table, dataset = encode(["three four", "", "five", "six"], max_length=15)
+        assert dataset.examples.tolist() == [0, 1, 2, 3]
+        # null - span: 0 right at -4, 1 (no answer) at -1, 2 wrong ("six") at 1, 3 right at 3
+        logits = np.full((4, 15, 2), -20, dtype=np.float32)
+        for row, (first, last, null) in enumerate(((6, 7, -4), (5, 5, -1), (9, 9, 1), (9, 9, 3))):
+            logits[row, first, 0] = logits[row, last, 1] = 0
+            logits[row, 0] = null / 2
+        tuned = KIND.tune(logits, table, TASK, dataset)
+        # answered:  none 1 right; 0: 2; 0, 1: 1; 0, 1, 2: 1; all: 2 -> the first of the best, between -4 and -1
+        assert tuned["null_threshold"] == -2.5
+        predictions = KIND.predict(logits, table, TASK | tuned, dataset)
+        assert predictions["predicted"].tolist() == ["three four", "", "", ""]
+        assert KIND.metrics(predictions, TASK) == pytest.approx({
+            "f1": 0.5, "exact": 0.5, "has_ans_exact": 1 / 3, "has_ans_f1": 1 / 3, "no_ans_exact": 1, "no_ans_f1": 1})
+        counts = {metric: KIND.examples_of(metric, predictions) for metric in ("f1", "has_ans_f1", "no_ans_exact")}
+        assert counts == {"f1": 4, "has_ans_f1": 3, "no_ans_exact": 1}
+
+    def test_figures_where_every_question_has_an_answer(self):
+        table = pd.DataFrame({"gold": ["a b", "c"], "correct": [True, False], "f1": [1.0, 0.5]})
+        assert KIND.metrics(table, TASK) == pytest.approx({
+            "f1": 0.75, "exact": 0.5, "has_ans_f1": 0.75, "has_ans_exact": 0.5, "no_ans_f1": np.nan,
+            "no_ans_exact": np.nan}, nan_ok=True)
+        assert np.isnan(KIND.resample(table, TASK)["no_ans_f1"]).all()
+
+    def test_the_temperature_makes_being_right_likeliest(self):
+        kind, task, table, dataset, _ = build("span", rows=60)
+        rng = np.random.default_rng(6)
+        logits = rng.normal(0, 2, (len(dataset), dataset.lengths.max(), 2)).astype(np.float32)
+        for window, (start, end, _) in enumerate(dataset.labels):  # the right answer is likely, not certain
+            logits[window, start, 0] += rng.choice([0, 6])
+            logits[window, end, 1] += rng.choice([0, 6])
+        tuned = kind.tune(logits, table, task, dataset)
+        right = kind.predict(logits, table, task | tuned, dataset)["correct"]
+        assert 0.2 < right.mean() < 0.9
+
+        def loss(temperature):  # the threshold is of the logits' scale
+            scaled = task | {"null_threshold": tuned["null_threshold"] / temperature}
+            return log_loss(right, kind.predict(logits / temperature, table, scaled, dataset)["confidence"])
+
+        found = optimize.minimize(lambda x: loss(math.exp(x[0])), [0.3], method="Nelder-Mead", tol=1e-3)
+        assert tuned["temperature"] == pytest.approx(math.exp(found.x[0]), rel=1e-2)
+
+
+def test_error_types_confusion_and_floor():
+    table = pd.DataFrame({"gold": ["", "a b", "a b", "c"], "predicted": ["x", "", "b c", "x"], "f1": [0, 0, 0.5, 0]})
+    assert KIND.error_types(table, TASK) == ["false answer", "missed answer", "partial span", "wrong span"]
+    # rows and columns: no answer, answerable
+    assert KIND.confusion(table).to_numpy().tolist() == [[0, 1], [1, 2]]
+    (floor,) = KIND.floors(table, table, TASK).values()
+    assert KIND.metrics(floor, TASK)["f1"] == 0.25
+
+
+def test_an_llms_answer_is_judged_by_the_official_score():
+    judged = KIND.judge(pd.Series(["two cats | cats", "", "six"]), pd.Series(["the cats!", "", "six or seven"]))
+    assert judged["correct"].tolist() == [True, True, False]
+    assert judged["f1"].tolist() == pytest.approx([1, 1, 0.5])
+    assert [KIND.parse_answer(line)[0] for line in ("“the cats”", "Unanswerable.", "No answer", "...")] == [
+        "the cats", "", "", None]

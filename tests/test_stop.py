@@ -1,0 +1,261 @@
+"""Runs that are stopped, killed or shut out: what they leave is whole, and --resume ends as if nothing had happened.
+
+KILLS=50 python -m pytest tests/test_stop.py kills more often than the default.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, run
+
+import common
+
+KILLS = int(os.environ.get("KILLS", "4"))
+TRAIN = ["--dataset", "mrpc", "--sample", "--precision", "fp32", "--max-train-samples", "40"]
+LONG = [*TRAIN, "--num-train-epochs", "40", "--save-steps", "1", "--keep-epochs", "0", "20", "40"]
+SHORT = [*TRAIN, "--num-train-epochs", "4"]  # three updates an epoch
+
+
+def start(*flags, code="", **pipes):
+    """train.py in a process of its own, after `code`."""
+    command = ["-c", f"{code}\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')"] if code else ["train.py"]
+    return subprocess.Popen([sys.executable, *command, *map(str, flags)], cwd=ROOT, text=True,
+                            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | pipes)
+
+
+def check_same(whole, part):
+    """Weights and steps to the last bit, history but for its clocks, and no file more or less."""
+    for name in ("model/model.safetensors", "steps.csv"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes(), name
+    pd.testing.assert_frame_equal(*(
+        pd.read_csv(folder / "history.csv", dtype=str).drop(columns=["seconds", "samples_per_second"])
+        for folder in (whole, part)))
+    assert sorted(path.name for path in part.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The short run, not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run("train", *SHORT, "--run", folder) == 0
+    return folder
+
+
+# ---- Killed ---------------------------------------------------------------------------------------------------------
+
+
+def test_killed_again_and_again_at_random_moments(tmp_path):
+    whole, part, rng = tmp_path / "whole", tmp_path / "part", random.Random(3)
+    assert run("train", *LONG, "--run", whole) == 0
+    kills, code = 0, None
+    while code is None:
+        go_on = "--resume" if list(part.glob("checkpoint-*/sums.json")) else "--overwrite"
+        process, before = start(*LONG, "--run", part, go_on), set(part.glob("checkpoint-*"))
+        while kills < KILLS and process.poll() is None and set(part.glob("checkpoint-*")) <= before:
+            time.sleep(0.01)  # until it has gone a step further: starting takes longest, and says least
+        if kills < KILLS:
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+            kills += process.wait() < 0
+        errors = process.communicate()[1]
+        code = process.returncode if process.returncode >= 0 else None
+    assert code == 0, errors
+    assert kills == KILLS
+    check_same(whole, part)
+    with np.load(whole / "epoch_states.npz") as ours, np.load(part / "epoch_states.npz") as theirs:
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
+
+
+@pytest.mark.parametrize(("place", "newest"), [("common.write_text", 7), ("common.rotate_checkpoints", 8)])
+def test_killed_within_the_saving_of_a_checkpoint_when_the_best_is_older_than_the_last(tmp_path, place, newest):
+    """Before it is whole, and before the older ones go."""
+    code = ("import common, os, signal, sys\n"
+            "sys.path.insert(0, '.')\n"
+            f"real = {place}\n"
+            "def kill(*given):\n"
+            "    if 'checkpoint-8' in str(given[0]) or os.path.isfile(f'{given[0]}/checkpoint-8/sums.json'):\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    real(*given)\n"
+            f"{place} = kill\n")
+    flags = [*SHORT, "--learning-rate", "1e-7", "--save-steps", "1"]  # the first epoch stays the best
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run("train", *flags, "--run", whole) == 0
+    process = start(*flags, "--run", part, code=code)
+    errors = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, errors
+    state = json.loads((part / f"checkpoint-{newest}" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).name == "checkpoint-3"
+    assert (part / "checkpoint-3" / "sums.json").is_file()
+    assert (part / "checkpoint-8" / "sums.json").is_file() == (newest == 8)
+    assert run("train", *flags, "--run", part, "--resume") == 0
+    assert json.loads((part / "run.json").read_text())["training"]["best_epoch"] == 1
+    check_same(whole, part)
+
+
+@pytest.mark.parametrize("place", ["model", "run.json", "checkpoint"])
+def test_killed_at_the_very_end(whole, tmp_path, monkeypatch, place):
+    """Before model/ is written, before the run is called finished: it goes on; while checkpoints go: it is finished."""
+    def kill_if(is_there, real):
+        def kill(*given, **named):
+            if is_there(*given):
+                raise KeyboardInterrupt
+            return real(*given, **named)
+        return kill
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if place == "model":
+            patch.setattr(common.CustomTrainer, "_finalize_training", kill_if(lambda *_: True, None))
+        elif place == "run.json":
+            patch.setattr(common, "write_json", kill_if(lambda _, run: run["finished"], common.write_json))
+        else:
+            patch.setattr(shutil, "rmtree", kill_if(lambda path, *_: "checkpoint-" in str(path), shutil.rmtree))
+        run("train", *SHORT, "--run", tmp_path)
+    assert run("train", *SHORT, "--run", tmp_path, *["--resume"] * (place != "checkpoint")) == 0
+    if place != "checkpoint":
+        check_same(whole, tmp_path)
+    assert run("evaluate", "--run", tmp_path, "--max-eval-samples", 4) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
+    """SIGKILL at random moments; files never go back."""
+    def write(version):
+        common.write_csv(tmp_path / "a.csv", pd.DataFrame({"version": [version] * 3000, "text": ["é" * 20] * 3000}))
+        common.write_json(tmp_path / "a.json", {"versions": [version] * 3000})
+        common.write_whole(tmp_path / "a.npz", lambda path: np.savez(path, version=np.full(300_000, version)))
+
+    def read():
+        table = common.read_csv(tmp_path / "a.csv", ("version",))
+        with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+            found = [table["version"].tolist(), json.loads((tmp_path / "a.json").read_text())["versions"],
+                     arrays["version"].tolist()]
+        assert [len(numbers) for numbers in found] == [3000, 3000, 300_000]
+        assert all(len(set(numbers)) == 1 for numbers in found)
+        return [numbers[0] for numbers in found]
+
+    start = time.monotonic()
+    write(0)
+    span, rng, latest, caught = 4 * (time.monotonic() - start), random.Random(0), [0, 0, 0], 0
+    for _ in range(10 * KILLS):
+        child = os.fork()
+        if child == 0:
+            version = max(latest)
+            while True:
+                version += 1
+                write(version)
+        time.sleep(rng.random() * span)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = read()
+        assert all(new >= old for new, old in zip(found, latest, strict=True))
+        latest, caught = found, caught + len(list(tmp_path.glob(".*")))
+    assert latest[0] > 0 and caught > 0  # some wrote to the end, some were caught in the middle
+
+
+# ---- Stopped --------------------------------------------------------------------------------------------------------
+
+
+def stop_at(patch, update, name="SIGTERM", times=1):
+    """Have the next training get a signal within that update."""
+    real, calls = common.CustomTrainer.compute_loss, []
+
+    def compute_loss(self, *given, **named):
+        calls.append(1)
+        for _ in range(times if len(calls) == update else 0):
+            signal.raise_signal(signal.Signals[name])
+        return real(self, *given, **named)
+
+    patch.setattr(common.CustomTrainer, "compute_loss", compute_loss)
+
+
+@pytest.mark.parametrize(("flags", "name", "update"), [([], "SIGTERM", 5), (["--save-steps", "3"], "SIGINT", 4)])
+def test_a_signal_finishes_the_step_and_resume_ends_with_the_same_weights(
+        whole, tmp_path, monkeypatch, capsys, flags, name, update):
+    with monkeypatch.context() as patch:
+        stop_at(patch, update, name)
+        patch.setattr(signal, "default_int_handler", signal.getsignal(signal.SIGINT))
+        assert run("train", *SHORT, *flags, "--run", tmp_path) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # given back
+    [line] = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip() and "%" not in line]
+    assert f"stopped by {name} at step {update} of 12, checkpoint saved" in line and "--resume" in line
+    assert (tmp_path / f"checkpoint-{update}" / "sums.json").is_file()
+    assert run("train", *SHORT, *flags, "--run", tmp_path) == 2
+    assert "holds an unfinished run; --overwrite replaces it, --resume goes on with it" in capsys.readouterr().err
+    torn = shutil.copytree(tmp_path / f"checkpoint-{update}", tmp_path / "checkpoint-9")  # what a kill leaves
+    (torn / "sums.json").unlink()
+    assert run("train", *SHORT, "--run", tmp_path, "--resume") == 0  # --save-steps may change
+    check_same(whole, tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored
+    stop_at(monkeypatch, 5, "SIGINT", times=2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("train", *SHORT, "--run", tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_resume_takes_the_runs_own_flags_and_nothing_else(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run("train", *SHORT, "--run", tmp_path) == 130
+    capsys.readouterr()
+    for flags, said in ((["--dropout", "0.3"], "--dropout None, now 0.3"), (["--seed", "7"], "--seed 42, now 7"),
+                        (["--num-train-epochs", "5"], "--num-train-epochs 4, now 5")):
+        assert run("train", *SHORT, "--run", tmp_path, "--resume", *flags) == 2
+        assert said in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert run("train", *SHORT, "--run", tmp_path, "--resume") == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_refused_flag_leaves_nothing_in_the_way_of_the_right_command(tmp_path, capsys):
+    flags = ["--dataset", "csqa", *TRAIN[2:], "--num-train-epochs", 1, "--run", tmp_path]
+    assert run("train", *flags, "--class-weights", "balanced") == 2
+    assert "--class-weights is for classification" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert run("train", *flags) == 0
+
+
+# ---- Two at once ----------------------------------------------------------------------------------------------------
+
+
+def test_one_run_per_folder_at_a_time_and_a_killed_holders_is_free(whole, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    code = "import sys, time\nimport filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint('held')"
+    holder = subprocess.Popen([sys.executable, "-uc", f"{code}\ntime.sleep(600)", folder / ".lock"], text=True,
+                              stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        before = {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+        for script, flags in (("train", [*SHORT, "--overwrite"]), ("evaluate", [])):
+            assert run(script, *flags, "--run", folder) == 2
+            assert f"another process is at work in {folder}" in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
+    finally:
+        holder.kill()
+        holder.wait()
+    process = start(*TRAIN, "--num-train-epochs", "40", "--run", folder, "--overwrite")  # holds it for long enough
+    try:
+        while process.poll() is None and not (folder / "steps.csv").is_file():
+            time.sleep(0.01)
+        assert run("evaluate", "--run", folder) == 2
+        assert f"another process is at work in {folder}" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+    assert run("train", *SHORT, "--run", folder, "--overwrite") == 0
