@@ -10,14 +10,11 @@ Try it:  python train.py --dataset mrpc --sample && python evaluate.py --dataset
 """
 
 import codecs
-import contextlib
 import csv
-import dataclasses
 import difflib
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import io
 import json
 import math
@@ -33,7 +30,7 @@ import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,10 +45,10 @@ import transformers
 import yaml
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
@@ -86,14 +83,12 @@ class UserError(SystemExit):
     """
 
     def __init__(self, message: str, code: int = 2):
-        if PROCESS == 0:
-            print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        if PROCESS == 0:  # tqdm's, which clears an open bar off the line
+            tqdm.write(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         super().__init__(code)
 
 
-# =====================================================================================================================
-# 1. The loop
-# =====================================================================================================================
+# ================================================== 1. The loop ==================================================
 # One update (= optimizer step) over n examples, in k micro-batches B_1 .. B_k that fit into memory:
 #     L      = 1/n  sum_j  sum_{(x, y) in B_j}  loss(model(x), y)       the mean over all n examples    `loss`
 #     g      = dL/dw  = sum_j  d(loss of B_j)/dw                        backward() adds into .grad      `param.grad`
@@ -310,7 +305,7 @@ class CustomTrainer(Trainer):
         self._epoch_sums.zero_()
         self._epoch_seconds = 0.0
 
-    @contextlib.contextmanager
+    @contextmanager
     def _clock_stopped(self):
         """Leave what happens inside, evaluating or saving, out of the epoch's seconds."""
         self._tr_loss.item()  # waits for the device, whose work up to here is training
@@ -395,9 +390,7 @@ class LengthGroupedBatches:
             yield batches[number][self.share].tolist()
 
 
-# =====================================================================================================================
-# 2. The kinds: examples -> tensors -> logits -> predictions -> scores
-# =====================================================================================================================
+# ============================ 2. The kinds: examples -> tensors -> logits -> predictions -> scores ===================
 # A split is a table with the columns id, the task's texts, label (as predictions.csv shows it), and group where the
 # catalog names one: rows that must not be parted.
 
@@ -646,16 +639,8 @@ class Kind:
         return {name: float(scores[name][0]) for name in dict.fromkeys([*task["metrics"], *scores]) if name in scores}
 
     def resample(self, predictions: Table, task: Task, draws: int = 2000) -> dict[str, Array]:
-        """The metrics of `draws` bootstrap samples of the examples (Efron 1979), (draws,) each, all of one draw.
-
-        Where there is a column `group`, whole groups are drawn: questions on one text are right or wrong together
-        (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2).
-        """
-        unit = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(predictions))
-        rng, n, parts = np.random.default_rng(SPLIT_SEED), unit.max() + 1, []
-        for first in range(0, draws, 100):  # 100 x examples weights at a time: memory stays flat
-            weights = rng.multinomial(n, np.full(n, 1 / n), size=min(100, draws - first))
-            parts.append(self.figures(predictions, task, weights[:, unit]))
+        """The metrics of `draws` bootstrap samples of the examples, (draws,) each, all of one draw."""
+        parts = [self.figures(predictions, task, weights) for weights in bootstrap_weights(predictions, draws)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def examples_of(self, metric: str, predictions: Table) -> int:
@@ -826,6 +811,18 @@ KINDS: dict[str, Kind] = {"classification": Kind(), "multilabel": Multilabel(), 
 PROBLEM_TYPES = {kind.problem_type or "single_label_classification": name for name, kind in reversed(KINDS.items())}
 
 
+def bootstrap_weights(predictions: Table, draws: int = 2000) -> Iterator[Array]:
+    """How often each example occurs in bootstrap samples (Efron 1979), int (100, examples) at a time.
+
+    Where there is a column `group`, whole groups are drawn: questions on one text are right or wrong together
+    (Miller 2024, https://arxiv.org/abs/2411.00640, section 2.2).
+    """
+    unit = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(predictions))
+    rng, n = np.random.default_rng(SPLIT_SEED), unit.max() + 1
+    for first in range(0, draws, 100):  # memory stays flat
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(100, draws - first))[:, unit]
+
+
 def kind_of(task: Task) -> Kind:
     """The task's kind, which may stand in catalog/<row>.py."""
     KINDS.update(getattr(row_module(task), "KINDS", {}))
@@ -852,9 +849,7 @@ def label_text(value: Any) -> str:
     return str(int(value) if isinstance(value, float | np.floating) and float(value).is_integer() else value).strip()
 
 
-# =====================================================================================================================
-# 3. The data: a catalog entry or a file of your own -> train, validation, test
-# =====================================================================================================================
+# ====================== 3. The data: a catalog entry or a file of your own -> train, validation, test ================
 # A catalog entry says where the rows lie, which columns are text, the labels in the order of their ids, which split is
 # which and why, and the metrics. catalog/<row>.py, where there is one, defines what that row alone needs:
 # read(data_dir, task) -> {the publisher's split: table} where it is not the hub's, prepare(table) from the hub's
@@ -1036,7 +1031,7 @@ def read_hub(task: Task, data_dir: Path) -> tuple[dict[str, Table], str | None]:
     return tables, revision
 
 
-@contextlib.contextmanager
+@contextmanager
 def loading(what: str, ways_on: str = "check the name, give a folder, or go on without: --sample; a gated one takes "
             "its terms accepted on its page and `hf auth login`") -> Iterator[None]:
     """Turn what goes wrong while `what` is fetched or read into one line: the library's first, and the ways on.
@@ -1047,8 +1042,7 @@ def loading(what: str, ways_on: str = "check the name, give a folder, or go on w
         yield
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        offline = "; the hub was not asked (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        why = f"{type(error).__name__}: {' '.join(lines[:2])[:200]}{offline}"
+        why = f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"
         raise UserError(f"could not load {what}: {why}; {ways_on}") from error
 
 
@@ -1232,11 +1226,7 @@ def stand_in(table: Table, train: Table, task: Task) -> Array:
     return np.isin(keys(table), keys(train))
 
 
-# =====================================================================================================================
-# 4. The model: tokenizer, head, precision, prediction
-# =====================================================================================================================
-
-
+# ================================== 4. The model: tokenizer, head, precision, prediction =============================
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else a server would make them of a pickle
@@ -1320,18 +1310,15 @@ def build_sample_model(data: Data, dropout: float | None = None) -> tuple[Any, A
 
 def word_tokenizer(texts: Iterable[str]) -> Any:
     """A lower-casing tokenizer whose vocabulary is the words and marks of `texts`, the most frequent ones first."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    words = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(marks + words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=10**6, special_tokens=marks))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", model_max_length=512, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
@@ -1358,13 +1345,11 @@ def model_revision(name: str) -> str | None:
 
 def model_card(name: str) -> dict[str, Any]:
     """Licence, languages, training data and base model by the model's card, the README.md beside its weights; or {}."""
-    path = Path(name, "README.md")
     try:
-        path = path if Path(name).is_dir() else Path(hf_hub_download(name, "README.md"))
-        text = path.read_text(encoding="utf-8", errors="replace")
-        facts = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-    except (EntryNotFoundError, FileNotFoundError, HFValidationError, ValueError, yaml.YAMLError):  # none, or broken
+        card = ModelCard.load(Path(name, "README.md") if Path(name).is_dir() else name, ignore_metadata_errors=True)
+    except (EntryNotFoundError, ValueError, yaml.YAMLError):  # there is none, or a broken one
         return {}
+    facts = card.data.to_dict()
     return {key: facts[key] for key in ("license", "language", "datasets", "base_model") if facts.get(key)}
 
 
@@ -1397,8 +1382,7 @@ def device_name(device: torch.device) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-@dataclasses.dataclass
-class Outputs:
+class Outputs(NamedTuple):
     """What predict() returns, in the order of the data set."""
 
     logits: Array  # float32 (items, ...), what kind.predict takes; an item is an example, or a window of one
@@ -1411,30 +1395,30 @@ def predict(model: Any, dataset: TokenDataset, kind: Kind, batch_size: int, prec
             loss: Callable[[Any, Tensor], Tensor] | None = None) -> Outputs:
     """Run the model over the data set, the longest items first: memory shows at once whether it suffices.
 
-    Where it does not, accelerate begins again with smaller batches. Several processes share the items, and each
-    returns the whole. batch_size: items per forward pass; precision: fp32, fp16 or bf16.
+    Where it does not, batches are halved. Several processes share the items, and each returns the whole. batch_size:
+    items per forward pass; precision: fp32, fp16 or bf16.
     """
     rows = np.argsort(-dataset.lengths, kind="stable")[PROCESS::PROCESSES]
-
-    @find_executable_batch_size(starting_batch_size=batch_size)
-    def run(batch_size: int) -> tuple[list[Any], float]:
-        parts, total = [], torch.zeros((), device=model.device)
-        for first in progress(range(0, len(rows), batch_size), "prediction"):
-            picked = rows[first:first + batch_size]
-            batch = dataset.collate([dataset[i] for i in picked])  # while a GPU is still at work on the batch before
-            if parts:
-                parts[-1] = to_host(parts[-1])
+    parts, done, total, start = [], 0, torch.zeros((), device=model.device), time.perf_counter()
+    bar = progress(None, "prediction", total=len(rows))
+    while done < len(rows):
+        picked = rows[done:done + batch_size]
+        batch = dataset.collate([dataset[i] for i in picked])  # while a GPU is still at work on the batch before
+        parts[-1:] = map(to_host, parts[-1:])
+        try:
             outputs, logits, vectors = forward(model, batch, kind, precision)
-            total += loss(outputs, batch["labels"].to(model.device)) if loss else 0
-            parts.append((picked, logits, vectors))
-        return [*parts[:-1], *map(to_host, parts[-1:])], total.item()
-
-    def to_host(part: tuple[Any, ...]) -> tuple[Any, ...]:
-        return part[0], *(tensor.cpu().numpy() for tensor in part[1:])
-
-    start = time.perf_counter()
-    parts, total = run()
-    seconds = time.perf_counter() - start
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or len(picked) == 1:
+                raise
+            batch_size = -(-len(picked) // 2)
+            continue
+        total += loss(outputs, batch["labels"].to(model.device)) if loss else 0
+        parts.append((picked, logits, vectors))
+        done += len(picked)
+        bar.update(len(picked))
+    bar.close()
+    parts[-1:] = map(to_host, parts[-1:])
+    total, seconds = total.item(), time.perf_counter() - start
     if PROCESSES > 1:
         parts, total = gather_object(parts), sum(gather_object([total]))
     logits, vectors = (np.zeros((len(dataset), *np.max([part[i].shape[1:] for part in parts], axis=0)), np.float32)
@@ -1444,6 +1428,11 @@ def predict(model: Any, dataset: TokenDataset, kind: Kind, batch_size: int, prec
         vectors[picked] = some_vectors
     first_items = np.unique(dataset.examples, return_index=True)[1]
     return Outputs(logits, vectors[first_items], total if loss else None, seconds)
+
+
+def to_host(part: tuple[Any, Any, Any]) -> tuple[Array, Array, Array]:
+    """Rows, logits and vectors as arrays; the host waits for the device here."""
+    return part[0], *(torch.as_tensor(tensor).cpu().numpy() for tensor in part[1:])
 
 
 def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str
@@ -1477,9 +1466,7 @@ def progress(steps: Any, label: str, **options: Any) -> Any:
                 mininterval=0.2 if sys.stderr.isatty() else 10.0, **options)
 
 
-# =====================================================================================================================
-# 5. The run folder: runs/<dataset>/<model>/seed<k>/
-# =====================================================================================================================
+# =================================== 5. The run folder: runs/<dataset>/<model>/seed<k>/ ==============================
 
 
 def slug(name: str) -> str:
@@ -1559,7 +1546,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise UserError(f"could not write {path}: {error.strerror}; what was written before is whole") from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
@@ -1615,6 +1602,12 @@ def decode(path: Path) -> str:
             raise UserError(f"{path} is no text; save the sheet as CSV UTF-8 (.xlsx is not read)") from None
         print(f"{path} is not UTF-8: read as Windows-1252")
         return content.decode("cp1252", errors="replace")
+
+
+def read_sections(path: Path) -> dict[str, str]:
+    """{heading: text} of a file in Markdown, by its `## ` headings."""
+    _, *parts = re.split(r"^##(?!#)[ \t]*(.*?)[ \t#]*$", decode(path).replace("\r", ""), flags=re.MULTILINE)
+    return {title: part.strip() for title, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] = (), ours: bool = True) -> Table:
@@ -1676,7 +1669,7 @@ def new_figure(width: float = 4.0, height: float = 3.0, **subplots: Any) -> tupl
 def save_figure(figure: Any, path: Path, note: str = "") -> None:
     """Write `figure` as PNG at 200 dpi with `note` below it; what no font can draw becomes a box."""
     if note:
-        figure.supxlabel(textwrap.fill(note, int(20 * figure.get_figwidth())), fontsize=8, color="0.4")
+        figure.supxlabel(textwrap.fill(note, int(16 * figure.get_figwidth())), fontsize=9, color="0.4")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         write_whole(path, lambda part: figure.savefig(part, dpi=200))

@@ -272,9 +272,8 @@ def missing_in_report():
                                                         "report.tex") if not any(folder.glob(name))]
     notes, report = folder / "report_notes.md", folder / "report.tex"
     if notes.is_file():
-        text = re.sub("<!--.*?-->", "", notes.read_text(encoding="utf-8-sig", errors="replace"), flags=re.DOTALL)
-        _, *parts = re.split(r"^##(?!#)[ \t]*(.*?)[ \t#]*$", text, flags=re.MULTILINE)
-        empty = [title for title, body in zip(parts[::2], parts[1::2], strict=True) if not body.strip()]
+        parts = common.read_sections(notes)
+        empty = [title for title, text in parts.items() if not re.sub("(?s)<!--.*?-->", "", text).strip()]
         missing += [f"your text in report_notes.md: {'; '.join(empty)}"] if empty else []
     newer = [path.name for path in (notes, folder / "errors.csv", folder / "llm_metrics.csv")
              if path.is_file() and report.is_file() and path.stat().st_mtime > report.stat().st_mtime]

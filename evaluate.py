@@ -69,6 +69,9 @@ from sklearn.naive_bayes import MultinomialNB
 import common
 from common import UserError
 
+# Flags of train.py that change nothing in the figures.
+FREE = ("list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_steps", "logging_steps", "report_to",
+        "keep_epochs", "per_device_eval_batch_size")
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
 
@@ -104,10 +107,9 @@ def published_columns(metric, value):
 # Confusion, calibration.
 
 
-def label_confusion(predictions):
-    """Rows: gold labels; columns: predicted labels; cells: examples."""
-    labels = task["labels"]
-    return pd.DataFrame(confusion_matrix(predictions["gold"], predictions["predicted"], labels=labels), labels, labels)
+def pair_confusion(gold, predicted, names):
+    """Rows: gold labels, or steps of the scale; columns: predicted ones; cells: examples."""
+    return pd.DataFrame(confusion_matrix(gold, predicted, labels=names), names, names)
 
 
 def set_confusion(predictions):
@@ -118,15 +120,11 @@ def set_confusion(predictions):
     return pd.DataFrame({name: cell.sum(axis=0) for name, cell in cells.items()}, task["labels"])
 
 
-def step_confusion(predictions):
-    """Rows: gold steps of the scale; columns: predicted steps; cells: examples."""
-    steps = task["steps"]
-    counts = confusion_matrix(predictions["gold_step"], predictions["predicted_step"], labels=steps)
-    return pd.DataFrame(counts, steps, steps)
-
-
-CONFUSION = {"classification": label_confusion, "multilabel": set_confusion, "regression": step_confusion,
-             "multiple_choice": label_confusion}
+CONFUSION = {
+    "classification": lambda table: pair_confusion(table["gold"], table["predicted"], task["labels"]),
+    "multiple_choice": lambda table: pair_confusion(table["gold"], table["predicted"], task["labels"]),
+    "regression": lambda table: pair_confusion(table["gold_step"], table["predicted_step"], task["steps"]),
+    "multilabel": set_confusion}
 
 
 def draw_confusion(confusion, path, most=30):
@@ -411,12 +409,10 @@ print(f"{timing['examples_per_second']:.0f} examples/s, {timing['tokens_per_seco
       f"{timing['latency_ms_median']:.1f} ms (p95 {timing['latency_ms_p95']:.1f}), {precision} on {timing['device']}")
 
 # 8. seeds.csv: the runs beside this one that differ in the seed alone.
-free = ("seed", "run", "runs_dir", "data_dir", "overwrite", "resume", "save_steps", "per_device_eval_batch_size")
-seeds = {}
+free, seeds = {"seed", *FREE}, {}
 for path in folder.parent.glob("seed*/metrics.csv") if "trained_on" not in run else ():
     other = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-    if {name: other["args"][name] for name in trained if name not in free} == {
-            name: trained[name] for name in trained if name not in free}:
+    if all(other["args"][name] == trained[name] for name in trained.keys() - free):
         seeds[other["seed"]] = common.read_csv(path, ("value",)).set_index("metric")["value"]
 if len(seeds) > 1:
     values = pd.DataFrame(seeds)

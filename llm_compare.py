@@ -97,11 +97,9 @@ from common import PROCESS, PROCESSES, UserError
 
 UNPARSED = "UNPARSED"  # the label of a generated answer that names no label, or more than one
 SAMPLE_CHAT_TEMPLATE = "{% for message in messages %}user: {{ message.content }}\n{% endfor %}assistant:"
-SAMPLE_VISION_TEMPLATE = SAMPLE_CHAT_TEMPLATE.replace("message.content", "'<image>\n' + message.content[1].text")
 PREDICTIONS_HEADER = ["id", "gold", "predicted", "llm_label", "llm_generated_label", "parse_method", "llm_confidence",
                       "label_mass", "raw_output", "prompt"]
 METRICS_HEADER = ["who", "metric", "value", "ci_low", "ci_high", "n"]
-DRAWS = 2000  # bootstrap samples behind each interval
 CELLS = {(True, True): "both right", (True, False): "only the model right", (False, True): "only the LLM right",
          (False, False): "neither right"}  # (the model is right, the LLM is right) -> who is
 COLOURS = ("#009E73", "#0072B2", "#E69F00", "#999999")  # of these (Okabe & Ito 2008)
@@ -468,7 +466,7 @@ def load_llm(name, sees):
 
 
 def build_sample_llm(texts, sees):
-    """The same of a two-layer Qwen2 with seeded random weights; for images in a LLaVA that sees through a CLIP."""
+    """The same of a two-layer Qwen2 with seeded random weights; with `sees` within what the kind puts around it."""
     tokenizer, revision = common.word_tokenizer(texts), hashlib.sha256("\n".join(texts).encode()).hexdigest()
     tokenizer.eos_token, tokenizer.model_input_names = tokenizer.sep_token, ["input_ids", "attention_mask"]
     tokenizer.chat_template = SAMPLE_CHAT_TEMPLATE
@@ -477,18 +475,9 @@ def build_sample_llm(texts, sees):
         vocab_size=len(tokenizer) + 1, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768, initializer_range=0.3,
         tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    if not sees:
-        return tokenizer, transformers.Qwen2ForCausalLM(config), "fp32", revision
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    vision = transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                           num_attention_heads=2, image_size=32, patch_size=8)
-    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
-        vision_config=vision, text_config=config, image_token_id=tokenizer.convert_tokens_to_ids("<image>")))
-    pixels = transformers.CLIPImageProcessorPil(  # PIL and numpy, without torchvision
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return transformers.LlavaProcessor(
-        pixels, tokenizer, patch_size=8, num_additional_image_tokens=1, vision_feature_select_strategy="default",
-        chat_template=SAMPLE_VISION_TEMPLATE), model, "fp32", revision
+    processor, model = (kind.sample_llm(tokenizer, config) if sees
+                        else (tokenizer, transformers.Qwen2ForCausalLM(config)))
+    return processor, model, "fp32", revision
 
 
 def append(path, text):
@@ -530,40 +519,37 @@ def metric_row(who, metric, value, n, draws=None):
     return dict(zip(METRICS_HEADER, (who, metric, value, *interval, n), strict=True))
 
 
-def share_row(who, metric, count, n):
-    """The row of count / n: in n samples drawn with replacement the count is distributed binomially."""
-    if n == 0:
-        return metric_row(who, metric, None, 0)
-    draws = np.random.default_rng(common.SPLIT_SEED).binomial(n, count / n, DRAWS) / n
-    return metric_row(who, metric, count / n, n, draws)
+def mean_row(who, metric, values):
+    """The row of the mean of `values`, one per sample, with the samples' index; nothing of no sample."""
+    drawn = common.bootstrap_weights(predictions.loc[values.index]) if len(values) else ()
+    draws = [weights @ values / weights.sum(axis=1) for weights in drawn]
+    return metric_row(who, metric, values.mean(), len(values), np.concatenate(draws) if draws else None)
 
 
 def score_rows(who, judged):
     """The share of right answers, and the task's metrics but auroc, which takes probabilities."""
-    name, n, scores, draws = form["right_metric"], len(judged), {}, {}
-    if n > 1:
+    name, scores, draws = form["right_metric"], {}, {}
+    if len(judged) > 1:
         judged = judged.join(predictions.filter(["group"]))  # where there is one, whole groups are drawn
-        scores, draws = kind.metrics(judged, task), kind.resample(judged, task, DRAWS)
+        scores, draws = kind.metrics(judged, task), kind.resample(judged, task)
     rows = [metric_row(who, metric, scores[metric], kind.examples_of(metric, judged), draws[metric])
             for metric in dict.fromkeys([name, *task["metrics"]]) if metric in scores]
-    return rows if name in scores else [share_row(who, name, judged["correct"].sum(), n), *rows]
+    return rows if name in scores else [mean_row(who, name, judged["correct"]), *rows]
 
 
 def paired_rows(who, cells, agree):
     """What compares model and LLM sample by sample; cells: who is right, of CELLS; agree: whether both say the same.
 
-    mcnemar_p: exact and two-sided (McNemar 1947); difference: the LLM's share of right answers less the model's, its
-    interval from multinomial draws of the four cells.
+    mcnemar_p: exact and two-sided (McNemar 1947); difference: the LLM's share of right answers less the model's.
     """
-    n, counts = len(cells), cells.value_counts().reindex(CELLS.values(), fill_value=0)
+    counts = cells.value_counts().reindex(CELLS.values(), fill_value=0)
     _, only_model, only_llm, _ = counts
     p = binomtest(only_llm, only_model + only_llm).pvalue if only_model + only_llm else 1.0
-    draws = np.random.default_rng(common.SPLIT_SEED).multinomial(n, counts / n, DRAWS) @ [0, -1, 1, 0] / n
-    return [share_row(who, "agreement", agree.sum(), n),
-            *(metric_row(who, name.replace(" the ", " ").replace(" ", "_").lower(), count, n)
+    return [mean_row(who, "agreement", agree),
+            *(metric_row(who, name.replace(" the ", " ").replace(" ", "_").lower(), count, len(cells))
               for name, count in counts.items()),
-            metric_row(who, "mcnemar_p", p, n),
-            metric_row(who, "difference", (only_llm - only_model) / n, n, draws)]
+            metric_row(who, "mcnemar_p", p, len(cells)),
+            mean_row(who, "difference", cells.map(dict(zip(CELLS.values(), (0, -1, 1, 0), strict=True))))]
 
 
 def draw(path, ways):
@@ -732,10 +718,10 @@ for (way, column), paired in zip(ways.items(), ("paired", "paired_likelihood"), 
     agree = judge(part["predicted"], part[column])["correct"]
     cells = pd.Series([*map(CELLS.get, zip(ours["correct"], judged["correct"], strict=True))], part.index, dtype=object)
     read = on_sheet[on_sheet[column] != UNPARSED]
-    hits = judge(read["gold"], read[column])["correct"].sum()
+    hits = judge(read["gold"], read[column])["correct"].reindex(on_sheet.index, fill_value=False)
     metrics += score_rows(who, judged)
-    metrics += [share_row(who, "unparsed", unparsed.sum(), counted)] if way == "generated" else []
-    metrics += [share_row(who, "right_on_the_sheet", hits, len(on_sheet))] if len(on_sheet) else []
+    metrics += [mean_row(who, "unparsed", unparsed)] if way == "generated" else []
+    metrics += [mean_row(who, "right_on_the_sheet", hits)] if len(on_sheet) else []
     metrics += paired_rows(paired, cells, agree) if len(part) else []
     drawn[way], differences[f"who_is_right_{way}"] = (part["gold"], cells), cells
     differs |= unparsed | ~agree.reindex(table.index, fill_value=True)

@@ -221,17 +221,6 @@ def number(value, form=".3f"):
     return "" if value is None or value != value else format(value, form)
 
 
-def read_sections(path):
-    """{heading: text} of a file in Markdown, by its `## ` headings."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8; save it as UTF-8") from None
-    _, *parts = re.split(r"^##(?!#)[ \t]*(.*?)[ \t#]*\r?$", text, flags=re.MULTILINE)
-    return {title: part.replace("\r", "").strip() for title, part in zip(parts[::2], parts[1::2], strict=True)}
-
-
 def cells(rows, spec):
     """A list of cells per row; spec: names of columns, each with the format of its numbers after a colon."""
     columns = [part.partition(":")[::2] for part in spec.split("; ")]
@@ -400,9 +389,9 @@ if methods:
 blank = TEMPLATES / "report_notes.md"
 if not (folder / "report_notes.md").is_file():
     common.write_text(folder / "report_notes.md", blank.read_text(encoding="utf-8"))
-asked = {title: re.sub("<!--|-->", "", hint).strip() for title, hint in read_sections(blank).items()}
+asked = {title: re.sub("<!--|-->", "", hint).strip() for title, hint in common.read_sections(blank).items()}
 notes = {}
-for title, text in read_sections(folder / "report_notes.md").items():
+for title, text in common.read_sections(folder / "report_notes.md").items():
     parts = re.split(r"\n\s*\n|\n(?=\s*[-*] )", re.sub("(?s)<!--.*?-->", "", text))  # a dash begins a paragraph
     notes[title] = [part for part in parts if part.strip()]
 

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from torch import Tensor
 
 from common import (
@@ -69,10 +70,9 @@ class ImageDataset(TokenDataset):
     """
 
     def __init__(self, columns: dict[str, Any], labels: Array, pads: dict[str, int], names: list[str], images: Any):
-        from transformers import ViltImageProcessorPil  # PIL and numpy, without torchvision
-
         super().__init__(columns, labels, pads)
-        self.names, self.images, self.processor = names, images, ViltImageProcessorPil()
+        self.names, self.images = names, images
+        self.processor = transformers.ViltImageProcessorPil()  # PIL and numpy, without torchvision
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The question's tokens, pixel_values (float32 (3, height, width), the shorter edge 384) and the label."""
@@ -104,6 +104,19 @@ class Visual(Answers):
         columns = tokenize(tokenizer, table[task["text"][0]].tolist(), None, max_length)
         return ImageDataset(columns, self.targets(table, task), pad_values(tokenizer), table[task["image"]].tolist(),
                             self.images)
+
+    def sample_llm(self, tokenizer: Any, config: Any) -> tuple[Any, Any]:
+        """Processor and model of --sample's vision-language model: a LLaVA of `config` that sees through a CLIP."""
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        vision = transformers.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                               num_attention_heads=2, image_size=32, patch_size=8)
+        model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
+            vision_config=vision, text_config=config, image_token_id=tokenizer.convert_tokens_to_ids("<image>")))
+        pixels = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        template = tokenizer.chat_template.replace("message.content", "'<image>\n' + message.content[1].text")
+        return transformers.LlavaProcessor(
+            pixels, tokenizer, patch_size=8, num_additional_image_tokens=1, chat_template=template,
+            vision_feature_select_strategy="default"), model
 
 
 KINDS = {"answers": Answers(), "visual": Visual()}
