@@ -999,9 +999,10 @@ def read_source(task: Task, data_dir: Path, sample: bool = False, max_images: in
         task |= {"raw_labels": other.get("raw_labels", other["labels"])} if "labels" in other else {}
     module = row_module(task)
     if hasattr(module, "read") and ("hub" not in task or "images" in task):
+        asked = task | {"max_images": max_images}
         with loading(f"{task['key']}, as {task['source']} published it, from {data_dir}",
                      "delete a broken file to have it fetched again, or put the right one there by hand"):
-            return module.read(data_dir, task | {"max_images": max_images}), None
+            return module.read(data_dir, asked), asked.get("revision")
     raw, revision = read_hub(task, data_dir)
     return {name: getattr(module, "prepare", lambda same: same)(table) for name, table in raw.items()}, revision
 

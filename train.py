@@ -243,17 +243,14 @@ class KeepStates(TrainerCallback):
     def __init__(self, path, epochs, look):
         self.path, self.epochs, self.look = path, epochs, look
 
-    def on_train_begin(self, _args, state, _control, model, **_):
+    def on_train_begin(self, args, state, control, **kwargs):
         """Keep epoch 0."""
         if state.global_step == 0:
-            self.keep(0, model)
+            self.on_epoch_end(args, state, control, **kwargs)
 
     def on_epoch_end(self, _args, state, _control, model, **_):
-        """Keep the epoch that ends."""
-        self.keep(round(state.epoch), model)
-
-    def keep(self, epoch, model):
         """Add the epoch to the file, behind those before it."""
+        epoch = round(state.epoch or 0)
         if epoch not in self.epochs:
             return
         table, vectors = self.look(model)

@@ -137,7 +137,7 @@ class Images:
 def read(data_dir: Path, task: Task) -> dict[str, Table]:
     """The questions by the hub's splits; KINDS["visual"].images are theirs, task["max_images"] of each split at most.
 
-    Images are the hub's, or those in DIR/<hub id>/images.parquet, of all splits together.
+    Images are the hub's, or those in DIR/<hub id>/images.parquet, of all splits together; task["revision"] is set.
     """
     local, tables = data_dir / task["hub"] / "images.parquet", []
     for name in sorted(set(task["splits"].values())) if not local.is_file() else ():
@@ -151,6 +151,6 @@ def read(data_dir: Path, task: Task) -> dict[str, Table]:
     if not tables:
         tables = [datasets.Dataset.from_pandas(pd.read_parquet(local)).cast_column("image", datasets.Image())]
     images = KINDS["visual"].images = Images(datasets.concatenate_datasets(tables))
-    questions, _ = read_hub(task, data_dir)
+    questions, task["revision"] = read_hub(task, data_dir)
     return {name: keep(table, table[task["image"]].astype(str).isin([*images.places]), "without an image")
             for name, table in questions.items()}
