@@ -7,9 +7,9 @@ It needs no network and no weights: models of the shapes of bert-base-uncased, a
 random ones, and a tokenizer takes the rows' words.
 """
 
-import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
 import runpy
@@ -34,38 +34,30 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 import common
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("rows", type=Path)
-parser.add_argument("--small", action="store_true", help="tiny shapes, few steps")
-options = parser.parse_args()
-
-DEVICE = common.pick_device()
-ON_GPU = DEVICE.type == "cuda"
+SMALL, DEVICE, ON_GPU = "--small" in sys.argv, common.pick_device(), torch.cuda.is_available()
 PRECISIONS = ["fp32", "bf16", "fp16"] if ON_GPU else ["fp32"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Hidden size, layers, heads, feed-forward; of the LLM also heads of keys, and the vocabulary.
 SHAPES, LLM_SHAPE = {"bert-base": (768, 12, 12, 3072), "MiniLM-L6": (384, 6, 12, 1536)}, (1536, 28, 12, 8960, 2, 151936)
 STEPS, BATCH = 200, 32
-if options.small:
+if SMALL:
     SHAPES, LLM_SHAPE, STEPS, BATCH = {"tiny": (32, 2, 2, 64)}, (64, 2, 4, 128, 2, 2000), 6, 8
     torch.set_num_threads(1)  # a tiny model computes for less time than two threads wait for each other
 ROWS = {name: [(row["texts"], row["label"]) for row in map(json.loads, path.read_text("utf-8").splitlines())]
-        for name in ("mrpc", "sst2") for path in [options.rows / f"{name}.jsonl"]}
+        for name in ("mrpc", "sst2") for path in [Path(sys.argv[1]) / f"{name}.jsonl"]}
 TOKENIZER = common.word_tokenizer(text for rows in ROWS.values() for texts, _ in rows for text in texts)
 
 
 def make_model(shape, dropout=0.1):
-    """A BERT for two labels with random weights."""
     hidden, layers, heads, inner = SHAPES[shape]
     torch.manual_seed(0)
     return transformers.BertForSequenceClassification(transformers.BertConfig(
-        vocab_size=max(len(TOKENIZER), 100 if options.small else 30522), hidden_size=hidden, num_hidden_layers=layers,
+        vocab_size=max(len(TOKENIZER), 100 if SMALL else 30522), hidden_size=hidden, num_hidden_layers=layers,
         num_attention_heads=heads, intermediate_size=inner, hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout, pad_token_id=TOKENIZER.pad_token_id))
 
 
 def make_data(name, examples=STEPS * BATCH):
-    """The first rows as common's TokenDataset."""
     texts, labels = zip(*ROWS[name][:examples], strict=True)
     first, *second = ([*column] for column in zip(*texts, strict=True))
     columns = common.tokenize(TOKENIZER, first, second[0] if second else None, 128)
@@ -73,7 +65,6 @@ def make_data(name, examples=STEPS * BATCH):
 
 
 def arguments(precision="fp32", **changes):
-    """TrainingArguments without evaluation and checkpoints, one epoch."""
     return TrainingArguments(**{
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "seed": 1,
         "logging_steps": 10_000, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
@@ -91,7 +82,6 @@ class InOurOrder(Trainer):
 
 def train(trainer_class=common.CustomTrainer, precision="fp32", examples=6 * BATCH, resume=None, callbacks=(),
           shape=[*SHAPES][-1], dropout=0.1, **changes):
-    """A trainer that has been trained."""
     data = make_data("sst2", examples)
     trainer = trainer_class(model=make_model(shape, dropout), args=arguments(precision, **changes),
                             train_dataset=data, data_collator=data.collate, callbacks=[*callbacks])
@@ -100,51 +90,28 @@ def train(trainer_class=common.CustomTrainer, precision="fp32", examples=6 * BAT
 
 
 class On(TrainerCallback):
-    """A callback made of functions: On(on_log=...)."""
-
     def __init__(self, **functions):
         vars(self).update(functions)
 
 
-def say(text):
-    """Print on stdout; what the project and Trainer print goes to stderr."""
-    print(text, file=sys.__stdout__, flush=True)
+say = functools.partial(print, file=sys.stdout, flush=True)  # the project's own prints are sent to stderr below
 
 
 def table(title, header, rows):
-    """Say a Markdown table."""
     say(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
         say(f"| {' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row)} |")
 
 
 def flat(model):
-    """All parameters in a row, on the host."""
     return torch.cat([parameter.detach().float().flatten().cpu() for parameter in model.parameters()])
-
-
-def overflow():
-    """A row: fp16's scaler skips an update whose gradients overflow, and halves its scale."""
-    before, found = [], []
-
-    def begin(_args, state, _control, model, optimizer, **_):
-        if state.global_step == 3:
-            before.append(flat(model))
-            optimizer.scaler.update(2.0**60)  # no gradient survives it
-
-    def end(_args, state, _control, model, optimizer, **_):
-        if state.global_step == 4:
-            found.extend([np.log2(optimizer.scaler.get_scale()), (flat(model) - before[0]).abs().max().item()])
-
-    train(precision="fp16", callbacks=[On(on_step_begin=begin, on_step_end=end)])
-    return [f"fp16, an update that overflows at 2^60; the scale falls to 2^{found[0]:g}", found[1]]
 
 
 def equalities():
     """The largest difference of a weight where there should be none, or rounding's."""
     pairs = {f"loop and stock Trainer, {precision}": [train(precision=precision), train(InOurOrder, precision)]
              for precision in PRECISIONS}
-    same = {"examples": BATCH, "num_train_epochs": 3, "dropout": 0.0}  # one update an epoch, so that both see the same examples in it
+    same = {"examples": BATCH, "num_train_epochs": 3, "dropout": 0.0}  # an update an epoch: both see the same examples
     pairs["4 micro-batches and one large batch"] = [
         train(**same), train(per_device_train_batch_size=BATCH // 4, gradient_accumulation_steps=4, **same)]
     for precision in PRECISIONS:
@@ -153,7 +120,16 @@ def equalities():
             whole, train(precision=precision, resume=f"{whole.args.output_dir}/checkpoint-3")]
     rows = [[what, (flat(a.model) - flat(b.model)).abs().max().item()] for what, (a, b) in pairs.items()]
     if ON_GPU:
-        rows.append(overflow())
+        seen = []  # weights and fp16's scale before each update
+
+        def look(_args, state, _control, model, optimizer, **_):
+            seen.append((flat(model), np.log2(optimizer.scaler.get_scale())))
+            if state.global_step == 3:
+                optimizer.scaler.update(2.0**60)  # no gradient survives it
+
+        train(precision="fp16", callbacks=[On(on_step_begin=look)])
+        rows.append([f"fp16, an update that overflows at 2^60 and is skipped; the scale falls to 2^{seen[4][1]:g}",
+                     (seen[4][0] - seen[3][0]).abs().max().item()])
         data = common.TokenDataset({"input_ids": [np.full(512, 7)] * 4096}, np.zeros(4096, int), {"input_ids": 0})
         trainer = common.CustomTrainer(model=make_model("bert-base"), train_dataset=data,
                                        args=arguments(per_device_train_batch_size=4096))
@@ -176,10 +152,7 @@ def waits():
     table("Waits of the host between two logs, 15 steps", ["precision", "where", "times"], found)
 
 
-def synchronize():
-    """Wait for the device."""
-    if ON_GPU:
-        torch.cuda.synchronize()
+synchronize = torch.cuda.synchronize if ON_GPU else int  # waits for the device, where the host does not
 
 
 def clock(work):
@@ -240,31 +213,22 @@ def speeds(shape, name, precision):
 
 
 def all_speeds():
-    """Each shape, data set and precision."""
     table("Speed; useful: 6 (prediction: 2) x parameters x real tokens, over the peak of a multiply",
           ["shape", "data", "precision", "who", "examples/s", "takes, of ours", "useful"],
           [row for shape in SHAPES for name in ROWS for precision in PRECISIONS[-2:]
            for row in speeds(shape, name, precision)])
 
 
-def step_times(shape, precision):
-    """Milliseconds of a step from an idle device on: to make its batch, to issue it, until the device is done."""
-    marks = []
-
-    def end(*_, **__):
-        marks.append(time.perf_counter())
-        synchronize()
-        marks.append(time.perf_counter())
-
-    train(precision=precision, examples=STEPS * BATCH, shape=shape, callbacks=[
-        On(on_step_begin=lambda *_, **__: marks.append(time.perf_counter()), on_step_end=end)])
-    begun, issued, done = np.reshape(marks, (-1, 3)).T
-    return [1000 * np.median(part[2:]) for part in (begun[1:] - done[:-1], issued - begun, done - begun)]
-
-
 def host_share():
-    """Where making and issuing a batch takes as long as the whole step, Python sets the pace."""
-    rows = [[shape, precision, *step_times(shape, precision)] for shape in SHAPES for precision in PRECISIONS[:2]]
+    """Milliseconds of a step from an idle device on. Where the host's take as long as all, Python sets the pace."""
+    marks, rows = [], []
+    watch = On(on_step_begin=lambda *_, **__: marks.append(time.perf_counter()), on_step_end=lambda *_, **__: (
+        marks.extend([time.perf_counter(), synchronize() or time.perf_counter()])))
+    for shape, precision in itertools.product(SHAPES, PRECISIONS[:2]):
+        marks.clear()
+        train(precision=precision, examples=STEPS * BATCH, shape=shape, callbacks=[watch])
+        begun, issued, done = 1000 * np.reshape(marks, (-1, 3)).T[:, 2:]  # less the first two steps
+        rows.append([shape, precision, *map(np.median, (begun[1:] - done[:-1], issued - begun, done - begun))])
     table("Host and device in a step", ["shape", "precision", "ms to make the batch", "ms to issue", "ms until done"],
           rows)
 
@@ -288,26 +252,13 @@ def memory():
 
 
 def script(name, *flags):
-    """The names that a script of the project leaves behind when it is run with these flags."""
     sys.argv = [name, *map(str, flags)]
-    return runpy.run_path(str(ROOT / name), run_name="__main__")
-
-
-def save_llm(folder):
-    """A causal LM with random weights and the rows' words."""
-    hidden, layers, heads, inner, pairs, vocabulary = LLM_SHAPE
-    TOKENIZER.eos_token, TOKENIZER.model_input_names = "[SEP]", ["input_ids", "attention_mask"]
-    TOKENIZER.save_pretrained(folder)
-    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        vocab_size=max(vocabulary, len(TOKENIZER)), hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=pairs, intermediate_size=inner, tie_word_embeddings=True,
-        eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id)).to(
-            AUTOCAST.get(common.choose_precision(), torch.float32)).save_pretrained(folder)
+    return runpy.run_path(str(ROOT / name), run_name="__main__")  # the names that it leaves behind
 
 
 def llm_labels():
     """What llm_compare.py does, beside plain generate and plain likelihood, on rows of MRPC."""
-    rows, folder, few = [], Path(tempfile.mkdtemp()), 40 if options.small else 400
+    rows, folder, few = [], Path(tempfile.mkdtemp()), 40 if SMALL else 400
     for name, part in (("train", ROWS["mrpc"][:few]), ("test", ROWS["mrpc"][-few:])):
         pairs = pd.DataFrame([[*texts, f"label {label}"] for texts, label in part], columns=["a", "b", "label"])
         pairs.to_csv(folder / f"{name}.csv", index=False)
@@ -315,7 +266,14 @@ def llm_labels():
     script("train.py", "--dataset", folder / "train.csv", "--sample", "--run", folder / "run", "--num-train-epochs", 1,
            "--text-column", "a", "b", "--label-column", "label")
     script("evaluate.py", *of_run)
-    save_llm(folder / "llm")
+    hidden, layers, heads, inner, pairs, vocabulary = LLM_SHAPE
+    TOKENIZER.eos_token, TOKENIZER.model_input_names = "[SEP]", ["input_ids", "attention_mask"]
+    TOKENIZER.save_pretrained(folder / "llm")
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=max(vocabulary, len(TOKENIZER)), hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=pairs, intermediate_size=inner, tie_word_embeddings=True,
+        eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id)).to(
+            AUTOCAST.get(common.choose_precision(), torch.float32)).save_pretrained(folder / "llm")
     for shots in (0, 4):
         found = script("llm_compare.py", *of_run, "--llm", folder / "llm", "--shots", shots, "--max-new-tokens", 8)
         llm, questions, answer_ids = (found[name] for name in ("llm", "questions", "answer_ids"))
@@ -323,18 +281,16 @@ def llm_labels():
         rows.append([shots, f"tokens of the shared prefix: {len(llm.prefix)}", "", ""])
 
         with torch.inference_mode():
-            def ask(mode):
-                return [one["log_probs"] for batch in batches for one in llm.answer(batch, answer_ids, mode)]  # noqa: B023
-
-            def ask_plainly():
-                return [llm.plain_log_probs(one, answer_ids) for batch in batches for one in batch]  # noqa: B023
-
-            apart = (torch.tensor(ask("likelihood")) - torch.tensor(ask_plainly())).abs().max().item()
-            rows += [[shots, f"ours, {mode}", few / clock(functools.partial(ask, mode)), ""] for mode in (
-                "both", "generate", "likelihood")]
-            rows.append([shots, "plain likelihood, one at a time", few / clock(ask_plainly), apart])
+            work = {f"ours, {mode}": lambda mode=mode: [
+                one["log_probs"] for batch in batches for one in llm.answer(batch, answer_ids, mode)]  # noqa: B023
+                for mode in ("both", "generate", "likelihood")}
+            work["plain likelihood, one at a time"] = lambda: [
+                llm.plain_log_probs(one, answer_ids) for batch in batches for one in batch]  # noqa: B023
+            ours, plain = (torch.tensor(list(work.values())[i]()) for i in (2, 3))
+            rows += [[shots, who, few / clock(one), ""] for who, one in work.items()]
+            rows[-1][-1] = (ours - plain).abs().max().item()
             llm.prefix, llm.cache = [], None
-            rows.append([shots, "plain generate, our batches", few / clock(functools.partial(ask, "generate")), ""])
+            rows.append([shots, "plain generate, our batches", few / clock(work["ours, generate"]), ""])
     table("LLM labels", ["shots", "who", "samples/s", "largest difference, nats"], rows)
 
 
