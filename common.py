@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import huggingface_hub
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -83,7 +84,7 @@ class UserError(SystemExit):
     """
 
     def __init__(self, message: str, code: int = 2):
-        if PROCESS == 0:  # tqdm's, which clears an open bar off the line
+        if PROCESS == 0:  # tqdm.write clears an open progress bar first
             tqdm.write(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
         super().__init__(code)
 
@@ -94,10 +95,10 @@ class UserError(SystemExit):
 #     g      = dL/dw  = sum_j  d(loss of B_j)/dw                        backward() adds into .grad      `param.grad`
 #     g     <- g * min(1, c / ||g||)                                    c: --max-grad-norm              `grad_norm`
 #     m     <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2            AdamW's running means           `optimizer`
-#     w     <- w - lr * (m^ / (sqrt(v^) + eps) + decay * w)             ^: corrected for the zero start
+#     w     <- w - lr * (m_hat / (sqrt(v_hat) + eps) + decay * w)       _hat: corrected for starting at 0
 #     lr     = schedule(updates done)                                   linear: falls to 0 at the end   `lr_scheduler`
-# An epoch is ceil(batches / k) updates. Batches of 4 in 8 micro-batches an update compute what a batch of 32 computes,
-# but not from the same examples: which ones share a batch is drawn by batches.
+# An epoch is ceil(batches / k) updates. 8 micro-batches of 4 an update have the formula of a batch of 32, but not its
+# examples: batches of 4 examples of like length are made and shuffled, so that the two runs do not match to the digit.
 
 
 class CustomTrainer(Trainer):
@@ -141,7 +142,7 @@ class CustomTrainer(Trainer):
 
         inputs["labels"]: (batch, ...), as kind.targets makes them; the model is called without.
         num_items_in_batch: examples in the whole update, None where this batch is all. Dividing each micro-batch's sum
-        by it makes k accumulated micro-batches equal one batch k times as large, short ones included.
+        by it, class weights or not, makes k micro-batches equal one batch k times as large, short ones included.
         """
         labels = inputs["labels"]
         outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
@@ -163,9 +164,9 @@ class CustomTrainer(Trainer):
         plan = self.set_initial_training_values(args, loader)
         num_epochs, num_updates, _, num_samples, _, num_batches, max_steps = plan
 
-        # 2. State. Trainer's own two: the first reads trainer_state.json of a checkpoint and says where to begin; the
-        #    second makes AdamW (create_optimizer), moves the model to the device, wraps its forward pass in autocast
-        #    for bf16 and fp16, makes the schedule (create_scheduler) and loads a checkpoint into both.
+        # 2. State. train() has loaded a checkpoint's weights. Of Trainer's own two, the first reads trainer_state.json
+        #    (first_epoch, and how many of its micro-batches are done); the second makes AdamW (create_optimizer), wraps
+        #    forward in autocast for bf16 and fp16, makes the schedule (create_scheduler), loads those two's states.
         first_epoch, to_skip = self._init_training_state(
             max_steps, num_updates, num_epochs, resume_from_checkpoint, trial)
         model, loader = self._prepare_for_training(max_steps, loader, resume_from_checkpoint)
@@ -173,8 +174,8 @@ class CustomTrainer(Trainer):
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
 
         for epoch in range(first_epoch, num_epochs):
-            # 3. Epoch. The order hangs on seed and epoch alone, so a resumed one goes on with the batches that were
-            #    left. A random state saved between epochs belongs before iter(), which draws from it, others after.
+            # 3. Epoch. The order depends on seed and epoch alone, so a resumed one goes on with the batches that are
+            #    left. iter() draws a random number: a state saved between epochs is restored before, others after.
             self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
             loader.set_epoch(epoch)
             resuming = resume_from_checkpoint is not None and epoch == first_epoch
@@ -187,7 +188,7 @@ class CustomTrainer(Trainer):
 
             # 4. Micro-batches: forward, loss, backward. islice takes the next batches, fewer of them at the end.
             while group := list(islice(batches, args.gradient_accumulation_steps)):
-                if resuming and batches_done == to_skip > 0:
+                if resuming and batches_done == to_skip > 0:  # the first update after a resume within an epoch
                     self._load_rng_state(resume_from_checkpoint)
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 model.train()
@@ -197,9 +198,9 @@ class CustomTrainer(Trainer):
                 sums = torch.zeros_like(self._epoch_sums)
                 try:
                     for number, batch in enumerate(parts, start=1):
-                        with self.accelerator.no_sync(model) if number < len(parts) else nullcontext():  # meet once
+                        with self.accelerator.no_sync(model) if number < len(parts) else nullcontext():  # meet at last
                             loss, outputs = self.compute_loss(model, batch, True, examples)  # forward and loss
-                            self.accelerator.backward(loss * args.world_size)  # adds to param.grad, divides by nothing
+                            self.accelerator.backward(loss * args.world_size)  # into param.grad; DDP takes the mean
                         sums += self._measure(loss, outputs, batch["labels"], examples)
                         if number < len(parts):
                             self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
@@ -208,7 +209,7 @@ class CustomTrainer(Trainer):
                     model.zero_grad()
                     batches = chain(group, batches)  # the same update again, in smaller micro-batches
                     continue
-                self._tr_loss += sums[0] * args.world_size  # of which, as of gradients, processes take the mean
+                self._tr_loss += sums[0] * args.world_size  # the log, as DDP, takes the mean over processes
                 self._epoch_sums += sums
                 batches_done += len(group)
 
@@ -224,8 +225,8 @@ class CustomTrainer(Trainer):
                 self.state.global_step += 1
                 self.state.epoch = epoch + batches_done / num_batches
 
-                # 6. Log, evaluate, save: as should_log, should_evaluate, should_save say, which Trainer's own
-                #    DefaultFlowCallback sets in on_step_end and on_epoch_end; at an epoch's end evaluation comes first.
+                # 6. Log, evaluate, save: as should_log, should_evaluate and should_save say (Trainer's own callback,
+                #    DefaultFlowCallback, sets them). A save at the epoch's last update waits for its evaluation.
                 self.control = self.callback_handler.on_step_end(args, self.state, self.control)
                 save_later = self.control.should_save and batches_done == num_batches
                 self.control.should_save &= not save_later
@@ -245,8 +246,10 @@ class CustomTrainer(Trainer):
         # 7. Close: mean loss, speed, the best epoch's weights back into memory (_load_best_model), on_train_end.
         return self._finalize_training(trial, num_samples, self._start_time)
 
-    # For the loop you may stop reading here. The host waits for the device where it reads a number from it: in
-    # _maybe_log_save_evaluate for a log, in _close_epoch, for a checkpoint, in evaluation, and in the scaler of fp16.
+    # For the loop you may stop reading here. The CPU (host) waits for the GPU (device) where it reads a number from it:
+    # for a log, in _close_epoch, for a checkpoint, in evaluation, and in the scaler of fp16, which skips an update that
+    # overflowed, though global_step counts it. No division by the accumulation steps is left to accelerate: Trainer
+    # tells it of none.
 
     def get_train_dataloader(self):
         """Batches of like lengths; for a data set without `lengths` those of Trainer."""
@@ -282,8 +285,8 @@ class CustomTrainer(Trainer):
                             "--learning-rate or --precision fp32 may help; checkpoints written before are kept", code=1)
         super().log(logs, start_time)
 
-    # What history.csv says of the training is added up on the device: summed loss, summed kind.score and the number of
-    # the epoch's examples. _tr_loss is Trainer's: the updates' losses since the last log.
+    # What history.csv says of the training is added up on the device: the loss as a part of the update's mean, the
+    # summed loss, the summed kind.score, the examples. _tr_loss is Trainer's: the updates' losses since the last log.
 
     def _measure(self, loss, outputs, labels, examples):
         return torch.stack([loss.detach(), loss.detach() * examples, self.kind.score(outputs, labels),
@@ -330,7 +333,7 @@ class CustomTrainer(Trainer):
         since_log, *sums = saved["processes"][self.args.process_index] if saved else [0.0] * 5
         self._tr_loss = torch.tensor(since_log, device=self.args.device)
         self._epoch_sums = torch.tensor(sums, device=self.args.device)
-        self._total_loss_scalar = -since_log  # TrainOutput's mean is over the updates of this call alone
+        self._total_loss_scalar = -since_log  # _tr_loss is added to it: what came before this call cancels out
         self._initial_global_step = self.state.global_step
         self._globalstep_last_logged = saved.get("last_logged", self.state.global_step)
         self._start_time = time.time()
@@ -359,8 +362,9 @@ class LengthGroupedBatches:
     """A batch_sampler of examples of like length, so that few tokens are padding.
 
     The examples are shuffled, sorted by length within windows of `window` batches (1: not at all) and cut into batches,
-    which are shuffled; the short one stays last. The order hangs on seed and epoch alone. Of several processes each
-    takes every processes-th example of a batch, so that together they make the batches of one.
+    which are shuffled; the short one stays last. The order depends on seed and epoch alone. Of several processes each
+    takes every processes-th example of a batch, so that together they make the batches of one; a last batch of fewer
+    examples than processes joins the one before it.
 
     lengths: int (examples,), tokens of each; batch_size: examples of a batch, those of all processes together.
     """
@@ -370,7 +374,7 @@ class LengthGroupedBatches:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
         self.window = window * batch_size if window > 1 else 0
         self.share = slice(process, None, processes)
-        self.cuts = range(0, max(1, len(lengths) - processes + 1), batch_size)[1:]  # no process is left without any
+        self.cuts = range(0, max(1, len(lengths) - processes + 1), batch_size)[1:]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, which DataLoaderShard passes on."""
@@ -501,8 +505,9 @@ def ratio(part: Array, whole: Array) -> Array:
 class Kind:
     """A kind of task, here the plainest: one label of a closed set for one text or a pair. The others say what differs.
 
-    A kind must have all that stands here; one that a single row of the catalog uses stands in catalog/<row>.py, in
-    KINDS, with the entries that the scripts' tables hold for the four kinds below. label: the label's name.
+    The column `label` holds the label's name. A kind that one row of the catalog alone uses stands in catalog/<row>.py,
+    by its name in the dict KINDS, and extends one of those here. What it differs in beyond them it brings as well:
+    confusion, floors (as in evaluate.py's tables), error_types (errors.py), answer_form (llm_compare.py's FORM).
     """
 
     auto_class = "AutoModelForSequenceClassification"
@@ -516,8 +521,8 @@ class Kind:
     lower_is_better: tuple[str, ...] = ()
     confidence_is = "softmax probability of the predicted label"  # "": a prediction comes without a confidence
     tuned: tuple[str, ...] = ("temperature",)  # what tune() chooses on the validation split
-    # Every metric that a catalog entry may name, by the names that README explains; all that the task allows are
-    # computed, those of NEEDS where the entry has that key.
+    # Every metric that a catalog entry may name, by the names that README explains: name -> function of the counts (in
+    # Regression of gold and predicted) and the task. All are computed, those of NEEDS where the entry has that key.
     METRICS: dict[str, Callable[..., Any]] = {
         "accuracy": lambda counts, task: counts.all_right,
         "macro_f1": lambda counts, task: counts.f1.mean(axis=1),
@@ -671,7 +676,7 @@ class Multilabel(Kind):
         return pd.Series(self.names(texts == "1", task), column.index).where((texts != "").all(axis=1), None)
 
     def names(self, sets: Any, task: Task) -> Array:
-        """What sets() was given."""
+        """The inverse of sets()."""
         labels = np.array(task["labels"], dtype=object)
         return np.array([" | ".join(labels[row]) or "none" for row in np.asarray(sets, dtype=bool)], dtype=object)
 
@@ -992,7 +997,9 @@ def read_source(task: Task, data_dir: Path, sample: bool = False, max_images: in
         readers = {".jsonl": functools.partial(read_jsonl, dtype=object), ".parquet": pd.read_parquet}
         with loading(str(path), "is it what its ending says?"):
             read = readers.get(path.suffix.lower(), functools.partial(read_csv, required=columns, ours=False))
-            return {"all": read(path)}, None
+            table = read(path)
+            short = table.select_dtypes("float32")  # whose 0.1 is none of Python's, but reads so
+            return {"all": table.assign(**short.apply(lambda cells: cells.to_numpy().astype(str).astype(float)))}, None
     if sample and "sample" in task:
         other, kept = catalog()[task["sample"]], {*REQUIRED, *OF_LABELS, "key"} - {"splits", "text", "label"}
         task |= {name: value for name, value in other.items() if name not in kept}
@@ -1018,7 +1025,8 @@ def read_hub(task: Task, data_dir: Path) -> tuple[dict[str, Table], str | None]:
         config = task.get("configs", {}).get(name, task.get("config"))
         local = data_dir / hub / (config or "default") / f"{name}.jsonl"
         if local.is_file():
-            tables[name] = read_jsonl(local)
+            with loading(str(local), "mend the file, or move it away to have the hub's"):
+                tables[name] = read_jsonl(local)
             continue
         with loading(f"the dataset {hub}"):
             if "data_files" in task:
@@ -1162,8 +1170,7 @@ def make_splits(source: dict[str, Table], task: Task, kind: Kind) -> dict[str, T
     """train, validation and test; those that the source lacks are cut from its train, stratified, with SPLIT_SEED.
 
     A cut is the catalog's share of train, and no less than a tenth of it up to 1,000 examples: with fewer, chance
-    chooses the epoch. Rows of one group stay together: a model that has been trained on a text knows it, which it does
-    not know of the test's.
+    chooses the epoch. Rows of one group stay together, or validation would hold texts that were seen in training.
     """
     splits = {name: source[theirs] for name, theirs in task["splits"].items()}
     if "train" not in splits:
@@ -1228,9 +1235,10 @@ def stand_in(table: Table, train: Table, task: Task) -> Array:
 
 
 # ================================== 4. The model: tokenizer, head, precision, prediction =============================
-transformers.logging.set_verbosity_error()
+for library in (transformers, datasets, huggingface_hub):
+    library.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else a server would make them of a pickle
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else the hub is asked to convert a model's pickle
 
 
 def load_model(name: str, task: Task, dropout: float | None = None, own: bool = False) -> tuple[Any, Any]:
@@ -1244,7 +1252,7 @@ def load_model(name: str, task: Task, dropout: float | None = None, own: bool = 
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         wanted, found = head_config(task, kind), list(config.id2label.values())
         if own and found != [*wanted["id2label"].values()]:
-            raise UserError(f"the model in {name} is of the labels {found[:9]}, the run of others: it was replaced")
+            raise UserError(f"the model in {name} is of the labels {found[:9]}, the run has others: it was replaced")
         for key, value in wanted.items():
             setattr(config, key, value)
         if kind.model_types and config.model_type not in kind.model_types:
@@ -1450,6 +1458,9 @@ def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str
     try:
         with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=dtype is not None):
             outputs = model(**inputs)
+            if getattr(model.config, "classifier_pooling", "") == "late":  # EuroBERT takes the mean of all tokens
+                mask = inputs["attention_mask"].unsqueeze(-1)
+                seen[0] = (seen[0] * mask).sum(dim=-2) / mask.sum(dim=-2)
             vectors = kind.head_vectors(seen[0], inputs, model.config.pad_token_id).float()
             return outputs, kind.logits(outputs), vectors
     finally:
@@ -1457,8 +1468,10 @@ def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str
 
 
 def head_layer(model: Any) -> tuple[str, Any]:
-    """Name and module of the head's last linear layer, which every head of transformers defines last."""
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)][-1]
+    """Name and module of the last linear layer: of the head, which RoBERTa's family defines before the body."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    of_head = [(name, layer) for name, layer in layers if f".{model.base_model_prefix}." not in f".{name}"]
+    return (of_head or layers)[-1]
 
 
 def progress(steps: Any, label: str, **options: Any) -> Any:

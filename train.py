@@ -310,13 +310,15 @@ if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp
     raise UserError("--precision fp16 takes a GPU; a CPU trains in fp32 or bf16")
 folder = args.run or args.runs_dir / common.slug(args.dataset) / common.slug(args.model) / f"seed{args.seed}"
 if PROCESS == 0:
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UserError(f"another process is at work in {folder}; wait until it has ended, or take another folder"
                         ) from None
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}; take another --runs-dir") from None
 before = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else None
 checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 whole = [path for path in checkpoints if (path / "sums.json").is_file()]
@@ -371,7 +373,13 @@ train_set.window = 50 if args.group_by_length else 1
 validation_set = kind.encode(validation, task, tokenizer, args.max_length)
 
 with common.loading(f"a first batch through {args.model}", "take another --model or --max-length"):
-    common.forward(model, train_set.collate([train_set[i] for i in range(min(2, len(train_set)))]), kind, "fp32")
+    short, long = int(train_set.lengths.argmin()), int(train_set.lengths.argmax())
+    alone, beside = (common.forward(model, train_set.collate([train_set[i] for i in rows]), kind, "fp32")[1][0]
+                     for rows in ([short], [short, long]))
+beside = beside[-len(alone):] if train_set.left else beside[:len(alone)]  # of logits per token those of the text
+if (alone - beside).abs().max() > 0.01 * alone.abs().max():
+    raise UserError(f"padding changes what {args.model} makes of a text, so its figures would depend on the batches; "
+                    "take another --model")
 
 # 4. run.json, before training: `finished` is None until all is written.
 run = {
@@ -397,7 +405,8 @@ if args.lora_rank:
                                              target_modules="all-linear", exclude_modules=head))
     print("LoRA: {:,} of {:,} parameters are trained".format(*model.get_nb_trainable_parameters()))
 if PROCESS == 0:
-    for path in checkpoints if args.resume else [path for pattern in OUTPUTS for path in folder.glob(pattern)]:
+    for path in checkpoints if args.resume else [
+            path for pattern in OUTPUTS for where in ("", "on-*/") for path in folder.glob(where + pattern)]:
         if path not in whole or not args.resume:  # of an old run all, of a resumed one what a kill left half written
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     common.write_json(folder / "run.json", run)
