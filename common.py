@@ -998,8 +998,9 @@ def read_source(task: Task, data_dir: Path, sample: bool = False, max_images: in
         with loading(str(path), "is it what its ending says?"):
             read = readers.get(path.suffix.lower(), functools.partial(read_csv, required=columns, ours=False))
             table = read(path)
-            short = table.select_dtypes("float32")  # whose 0.1 is none of Python's, but reads so
-            return {"all": table.assign(**short.apply(lambda cells: cells.to_numpy().astype(str).astype(float)))}, None
+            for name in table.columns[table.dtypes.astype(str).str.lower() == "float32"]:  # its 0.1 is none of Python's
+                table[name] = table[name].to_numpy("float32", na_value=np.nan).astype(str).astype(float)
+            return {"all": table}, None
     if sample and "sample" in task:
         other, kept = catalog()[task["sample"]], {*REQUIRED, *OF_LABELS, "key"} - {"splits", "text", "label"}
         task |= {name: value for name, value in other.items() if name not in kept}

@@ -1,5 +1,6 @@
 """Tiny models and data sets that the tests share, and how a script is run; nothing here needs a network."""
 
+import gc
 import os
 import runpy
 import sys
@@ -16,6 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 import common  # noqa: E402
 
+gc.collect()
+gc.freeze()  # accelerate collects garbage at each training: what was imported is left out of it
 THREADS = torch.get_num_threads()  # what a user has, and so a script that run() runs
 torch.set_num_threads(1)  # for what is tested by itself: pytest-xdist's workers would wait for each other's threads
 

@@ -51,19 +51,14 @@ def test_labels_are_read_from_numbers_and_names_and_hidden_ones_are_counted(tmp_
     assert data.record["dropped"] == {"validation": {"without a label": 1, "without a text": 0}}
 
 
-@pytest.mark.parametrize("column", [["negative", "maybe"], [0, 2], [0.5, 1.0], ["0", "1"]])  # "0" is no position
-def test_labels_that_the_catalog_does_not_know_are_refused(tmp_path, capsys, column):
-    folder = put(tmp_path, "sst2", train=reviews(20), validation=[("a", column[0]), ("b", column[1])])
-    refused(capsys, "is not one that it knows", "sst2", data_dir=folder)
-
-
 @pytest.mark.parametrize(("rows", "said"), [
+    *([[("a", one), ("b", other)], "is not one that it knows"] for one, other in (
+        ("negative", "maybe"), (0, 2), (0.5, 1.0), ("0", "1"))),  # "0" is no position
     ([("a", -1), ("b", -1)], "the test split holds no example with a label"),
     ([(" ", 0), ("", 1)], "the test split holds no example with a label and a text"),
     ([("a", 0), (5, 1)], "holds 1 cells that are no text, such as 5 in row 2")])
-def test_rows_that_can_not_be_tested_on_are_refused(tmp_path, capsys, rows, said):
-    folder = put(tmp_path, "sst2", train=reviews(20), validation=rows)
-    refused(capsys, said, "sst2", data_dir=folder)
+def test_labels_and_rows_that_can_not_be_tested_on_are_refused(tmp_path, capsys, rows, said):
+    refused(capsys, said, "sst2", data_dir=put(tmp_path, "sst2", train=reviews(20), validation=rows))
 
 
 def test_labels_found_in_the_data_are_found_in_train_and_validation_alone(tmp_path):
@@ -76,17 +71,18 @@ def test_labels_found_in_the_data_are_found_in_train_and_validation_alone(tmp_pa
     assert data.splits["test"]["label"].tolist() == ["blue", "no"]  # outside of them, and so always wrong
 
 
-def test_unknown_dataset_offers_the_nearest_keys(capsys):
+def test_a_missing_column_and_an_unknown_key_are_named_with_the_nearest(tmp_path, capsys):
+    folder = put(tmp_path, "sst2", train=reviews(20), validation=reviews(4))
+    path = folder / "nyu-mll/glue/sst2/train.jsonl"
+    path.write_text(path.read_text().replace('"sentence"', '"sentences"'))
+    refused(capsys, "no column 'sentence' among sentences, label; did you mean sentences?", "sst2", data_dir=folder)
     refused(capsys, "mrpc", "mrcp")
 
 
-def test_a_missing_column_and_a_broken_line_are_named(tmp_path, capsys):
+def test_a_broken_line_of_a_file_in_data_dir_is_named(tmp_path, capsys):
     folder = put(tmp_path, "sst2", train=reviews(20), validation=reviews(4))
-    path = folder / "nyu-mll/glue/sst2/train.jsonl"
-    whole = path.read_text()
-    path.write_text(whole.replace('"sentence"', '"sentences"'))
-    refused(capsys, "no column 'sentence' among sentences, label; did you mean sentences?", "sst2", data_dir=folder)
-    path.write_text(whole + '{"sentence": "cut sho')
+    with (folder / "nyu-mll/glue/sst2/train.jsonl").open("a") as file:
+        file.write('{"sentence": "cut sho')
     refused(capsys, "line 21", "sst2", data_dir=folder)
 
 
@@ -134,11 +130,8 @@ def test_a_sample_keeps_every_label_in_proportion(strata, total, seed):
         assert (taken[there > 0] > 0).all()
         assert (np.abs(taken - there * (len(rows) / max(len(strata), 1))) < 6).all()
     assert (rows == common.stratified_rows(strata, total, np.random.default_rng(seed))).all()
-
-
-def test_shares_are_rounded_by_largest_remainder_and_no_label_goes_empty():
-    strata = np.repeat([0, 1, 2], [1, 90, 909])
-    rows = common.stratified_rows(strata, 100, np.random.default_rng(0))
+    strata = np.repeat([0, 1, 2], [1, 90, 909])  # the rest by largest remainder
+    rows = common.stratified_rows(strata, 100, np.random.default_rng(seed))
     assert np.bincount(strata[rows]).tolist() == [1, 9, 90]
 
 

@@ -1,6 +1,8 @@
 """evaluate.py: its files against the run's model, scikit-learn and scipy; the floor; other data; several seeds."""
 
+import itertools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from conftest import run
 from PIL import Image
 from safetensors.numpy import load_file
-from scipy import sparse, stats
-from scipy.special import softmax
+from scipy import optimize, sparse, stats
+from scipy.special import expit, softmax
 from sklearn import linear_model, metrics, multiclass, naive_bayes
 from sklearn.feature_extraction.text import TfidfVectorizer
+from toys import KINDS, task_of
 
 import common
 
@@ -52,10 +55,7 @@ class TestFiles:
         probabilities = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy()
         np.testing.assert_allclose(probabilities.sum(axis=1), 1)
         np.testing.assert_allclose(table["confidence"], probabilities.max(axis=1))
-        np.testing.assert_allclose(table["margin"], probabilities.max(axis=1) - probabilities.min(axis=1))
         assert (table["correct"] == (table["gold"] == table["predicted"])).all()
-        golds = (table["gold"] == "equivalent").astype(int)
-        np.testing.assert_allclose(table["gold_confidence"], probabilities[range(48), golds])
 
     def test_the_models_head_makes_the_probabilities_of_the_vectors(self, run_dir):
         states, table = np.load(run_dir / "hidden_states.npz", allow_pickle=False), common.read_predictions(run_dir)
@@ -89,21 +89,6 @@ class TestFiles:
                                      rng=np.random.default_rng(1))
             for ours, end in zip(scores.loc[metric, ["ci_low", "ci_high"]], theirs.confidence_interval, strict=True):
                 assert abs(ours - end) < 0.35 * theirs.standard_error  # draws of right answers are whole: 1 / 48 apart
-
-    def test_calibration_follows_from_the_predictions(self, run_dir):
-        table, scores = common.read_predictions(run_dir), scores_of(run_dir).set_index("metric")
-        bins, temperature = scores_of(run_dir, "calibration"), read_json(run_dir / "run.json")["training"]["tuned"]
-        assert bins.groupby("scale")["n"].apply(list).to_dict() == {"raw": [24, 24], "temperature": [24, 24]}
-        scaled = table[["prob_not_equivalent", "prob_equivalent"]].to_numpy() ** (1 / temperature["temperature"])
-        sure = {"ece": table["confidence"].to_numpy(), "ece_temperature": scaled.max(axis=1) / scaled.sum(axis=1)}
-        for metric, confidence in sure.items():
-            halves = np.array_split(np.argsort(confidence, kind="stable"), 2)
-            gaps = [abs(table["correct"].to_numpy()[half].mean() - confidence[half].mean()) for half in halves]
-            assert scores.loc[metric, "value"] == pytest.approx(np.mean(gaps))
-        for row in bins.itertuples():
-            right = round(row.accuracy * row.n)
-            assert (row.ci_low, row.ci_high) == pytest.approx(
-                tuple(stats.binomtest(right, row.n).proportion_ci(method="wilson")))
 
     def test_confusion_counts_the_predictions(self, run_dir):
         table, confusion = common.read_predictions(run_dir), scores_of(run_dir, "confusion")
@@ -246,15 +231,6 @@ def test_a_run_is_tested_on_another_file_with_other_columns(copy, capsys):
     assert "can't be tested on csqa" in line
 
 
-def test_a_data_set_that_is_only_a_test(tmp_path):
-    """WSC273 has no train split: it tests a run on WinoGrande."""
-    assert run("train", "--dataset", "winogrande-m", *FAST, "--run", tmp_path) == 0
-    assert run("evaluate", "--run", tmp_path, "--dataset", "wsc273") == 0
-    assert read_json(tmp_path / "on-wsc273" / "run.json")["trained_on"]["dataset"] == "winogrande-m"
-    assert "ours was trained on" not in scores_of(tmp_path / "on-wsc273")["comparable"][0]  # as the paper's was
-    assert len(common.read_predictions(tmp_path / "on-wsc273")) > 0
-
-
 # ---- Several seeds --------------------------------------------------------------------------------------------------
 
 
@@ -276,3 +252,80 @@ def test_seeds_csv_holds_mean_and_deviation_of_the_seeds_that_differ_in_nothing_
     assert set(table["n"]) == {2} and set(table["seeds"]) == {"2 42"}
     shown = "accuracy {:.4f} +- {:.4f}".format(*table.loc["accuracy", ["mean", "sd"]])
     assert shown in capsys.readouterr().out
+
+
+# ---- Calibration: the temperature beside scipy's minimum and by hand, the error worked out anew ---------------------
+
+
+def minimum(loss):
+    """Where scipy's simplex search finds the temperature of the least loss."""
+    return math.exp(optimize.minimize(lambda x: loss(math.exp(x[0])), [0.3], method="Nelder-Mead", tol=1e-8).x[0])
+
+
+class TestTemperature:
+    @pytest.mark.parametrize("factor", [0.25, 3.0])
+    def test_equals_scipys_minimum_of_scikit_learns_loss(self, factor):
+        rng, task = np.random.default_rng(0), task_of("classification")
+        logits = rng.normal(0, 2, (400, 3))
+        gold = np.array([rng.choice(task["labels"], p=p) for p in softmax(logits, axis=1)])  # the best is about 1
+        tuned = KINDS["classification"].tune(np.float32(factor * logits), pd.DataFrame({"label": gold}), task, None)
+        expected = minimum(lambda t: metrics.log_loss(gold, softmax(factor * logits / t, axis=1)))
+        assert tuned == {"temperature": pytest.approx(expected, rel=1e-3)}
+        assert tuned["temperature"] == pytest.approx(factor, rel=0.2)
+
+    def test_of_multilabel_is_one_for_all_labels(self):
+        rng, kind, task = np.random.default_rng(5), KINDS["multilabel"], task_of("multilabel")
+        logits = rng.normal(0, 2, (300, 3))
+        gold = rng.random((300, 3)) < expit(logits)
+        tuned = kind.tune(2 * logits, pd.DataFrame({"label": kind.names(gold, task)}), task, None)
+        expected = minimum(lambda t: metrics.log_loss(gold.ravel(), expit(2 * logits.ravel() / t)))
+        assert tuned["temperature"] == pytest.approx(expected, rel=1e-3)
+
+    @pytest.mark.parametrize(("gold", "expected"), [
+        ("bbbbbbbbaa", 1 / math.log(4)),  # 4 of 5 right with a margin of 1: confidence 0.8, so 1 / T = log(4)
+        ("bbbbbbbbbb", 0.05)])  # all right: an end of the range
+    def test_by_hand(self, gold, expected):
+        task, table = task_of("classification", labels=["a", "b"]), pd.DataFrame({"label": [*gold]})
+        tuned = KINDS["classification"].tune(np.tile([0.0, 1.0], (10, 1)), table, task, None)
+        assert tuned["temperature"] == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def calibrated_run(tmp_path_factory):
+    """A run, and its folder of a test on 300 other rows, of which 100 have one text and so one confidence."""
+    folder, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(0)
+    words = ["good", "bad", "fine", "awful", "nice", "film", "plot", "actor", "story", "scene"]
+    for name, rows, same in (("train", 60, 0), ("other", 300, 100)):
+        texts = ["film film"] * same + [" ".join(rng.choice(words, 5)) for _ in range(rows - same)]
+        labels = ["yes" if "good" in text or rng.random() < 0.2 else "no" for text in texts]
+        common.write_csv(folder / f"{name}.csv", pd.DataFrame({"text": texts, "label": labels}))
+    assert run("train", "--dataset", folder / "train.csv", "--text-column", "text", "--label-column", "label",
+               "--sample", "--num-train-epochs", 2, "--run", folder / "run") == 0
+    assert run("evaluate", "--run", folder / "run", "--dataset", folder / "other.csv") == 0
+    return folder / "run", folder / "run" / "on-other"
+
+
+def test_calibration_of_a_run_is_that_of_its_predictions(calibrated_run):
+    """Every row of calibration.csv and both errors, worked out anew from predictions.csv."""
+    folder, other = calibrated_run
+    temperature = read_json(folder / "run.json")["training"]["tuned"]["temperature"]
+    bins = common.read_csv(other / "calibration.csv", ("bin", "n", "confidence", "accuracy", "ci_low", "ci_high"))
+    scores = common.read_csv(other / "metrics.csv", ("value",)).set_index("metric")["value"]
+    predictions = common.read_predictions(other)
+    cooler = softmax(np.log(predictions[["prob_no", "prob_yes"]].to_numpy()) / temperature, axis=1).max(axis=1)
+    for scale, metric, sure in (("raw", "ece", predictions["confidence"].to_numpy()),
+                                ("temperature", "ece_temperature", cooler)):
+        held, order, error = bins[bins["scale"] == scale], np.argsort(sure, kind="stable"), 0.0
+        assert held["n"].sum() == 300
+        assert 5 < len(held) <= 15
+        parts = np.split(order, held["n"].cumsum().astype(int)[:-1])
+        for part, row in zip(parts, held.itertuples(), strict=True):
+            right = predictions["correct"].to_numpy()[part]
+            assert (row.confidence, row.accuracy) == pytest.approx((sure[part].mean(), right.mean()))
+            wilson = stats.binomtest(right.sum(), len(right)).proportion_ci(method="wilson")
+            assert (row.ci_low, row.ci_high) == pytest.approx(tuple(wilson))
+            error += len(part) / 300 * abs(right.mean() - sure[part].mean())
+        assert scores[metric] == pytest.approx(error)
+        edges = [(sure[left].max(), sure[right].min()) for left, right in itertools.pairwise(parts)]
+        assert all(left < right for left, right in edges)  # equal confidences stand in one bin
+        assert held["n"].max() >= 100

@@ -1,4 +1,4 @@
-"""Model families: padding, token types, control tokens and limits, what the head read, and what a run's model must be."""
+"""Model families: padding, token types, control tokens, limits, what the head read, what a run's own model must be."""
 
 import json
 import runpy
@@ -26,31 +26,24 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
          "max_position_embeddings": 64}
 OURS = {
     "XLMRoberta": SIZES,  # its head is defined before its body
-    "XLNet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},  # padded on the left
     "EuroBert": SIZES,  # its logits are the mean over the tokens'
+    "XLNet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},  # padded on the left
     "ModernBert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8},
     "DebertaV2": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "FNet": SIZES,
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Folders of random models by name: each is made when it is first asked for."""
-    place = tmp_path_factory.mktemp("models")
-
-    def folder_of(name):
-        if not (place / name).is_dir():
-            config = getattr(transformers, f"{name}Config")
-            tokenizer = common.word_tokenizer(TEXTS)
-            torch.manual_seed(0)
-            transformers.AutoModelForSequenceClassification.from_config(config(
-                vocab_size=len(tokenizer), num_labels=2, pad_token_id=0, bos_token_id=2, eos_token_id=3,
-                cls_token_id=2, sep_token_id=3, **OURS[name])).save_pretrained(place / name)
-            tokenizer.save_pretrained(place / name)
-        return place / name
-
-    return folder_of
+def make(name, folder):
+    """Write a random model of OURS with a tokenizer of words."""
+    tokenizer = common.word_tokenizer(TEXTS)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer), num_labels=2, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2,
+        sep_token_id=3, **OURS[name])
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +51,7 @@ def families(shared_dir, tmp_path_factory):
     """A folder with random models of families whose tokenizers are in each family's own format."""
     place = tmp_path_factory.mktemp("families")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["models.py", str(place), *SHARED, "canine"])
+        patch.setattr(sys, "argv", ["models.py", str(place), *SHARED])
         runpy.run_path(str(shared_dir / "cases" / "models.py"))
     return place
 
@@ -75,6 +68,7 @@ def forward(model, dataset, rows):
 
 
 def padding_and_head(folder):
+    """Logits do not move with the neighbours in a batch, and a vector, through the head's last layer, is its logits."""
     torch.manual_seed(0)
     tokenizer, model = common.load_model(str(folder), TASK)
     dataset = encode(tokenizer)
@@ -85,113 +79,89 @@ def padding_and_head(folder):
     logits, vectors = together
     with torch.no_grad():
         torch.testing.assert_close(common.head_layer(model)[1](vectors), logits, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(common.predict(model, dataset, KIND, 4).logits, alone[0], atol=3e-6)
 
 
-class TestNeighboursAndVectors:
-    """Logits do not move with the neighbours in a batch, and a vector, through the head's last layer, is its logits."""
-
-    @pytest.mark.parametrize("name", SHARED)
-    def test_with_the_familys_own_tokenizer(self, families, name):
-        padding_and_head(families / name)
-
-    @pytest.mark.parametrize("name", [name for name in OURS if name != "FNet"])
-    def test_with_a_tokenizer_of_words(self, folders, name):
-        padding_and_head(folders(name))
-
-    @pytest.mark.parametrize("name", ["FNet", "canine"])
-    def test_a_family_that_padding_moves_is_refused(self, request, tmp_path, capsys, name):
-        """FNet mixes the padding in with the tokens, CANINE cuts it into molecules of four characters with them."""
-        folder = (request.getfixturevalue("folders")(name) if name in OURS
-                  else request.getfixturevalue("families") / name)
-        pd.DataFrame({"text": TEXTS * 6, "label": ["no", "yes"] * 18}).to_csv(tmp_path / "a.csv", index=False)
-        code = run("train", "--dataset", tmp_path / "a.csv", "--text-column", "text", "--label-column", "label",
-                   "--model", folder, "--max-length", 40, "--num-train-epochs", 1, "--run", tmp_path / "run")
-        assert code == 2
-        assert "padding" in capsys.readouterr().err
-
-    def test_prediction_keeps_the_order_of_the_data_set(self, folders):
-        tokenizer, model = common.load_model(str(folders("ModernBert")), TASK)
-        dataset = encode(tokenizer)
-        singles = torch.cat([forward(model, dataset, [i])[0] for i in range(len(TEXTS))])
-        np.testing.assert_allclose(common.predict(model, dataset, KIND, 4).logits, singles, atol=3e-6)
+@pytest.mark.parametrize("name", SHARED)
+def test_padding_and_head_with_the_familys_own_tokenizer(families, name):
+    padding_and_head(families / name)
 
 
-class TestTokens:
-    @pytest.mark.parametrize("name", SHARED)
-    def test_a_texts_own_control_tokens_are_text(self, families, name):
-        """Ids of control tokens stand where the family puts them, whatever is written in the text."""
-        tokenizer, _ = common.load_model(str(families / name), TASK)
-        dataset = encode(tokenizer, ["good", f"good {' '.join(tokenizer.all_special_tokens)}"], max_length=64)
-        plain, marked = (dataset[i]["input_ids"][0] for i in range(2))
-        special = {*tokenizer.all_special_ids} - {tokenizer.get_vocab().get("[UNK]")}  # BERT has no piece for a bracket
-        assert np.isin(marked, [*special]).sum() == np.isin(plain, [*special]).sum()
-        assert len(marked) > len(plain) + 1
-
-    @pytest.mark.parametrize(("name", "types"), [("bert", True), ("roberta_berttok", False), ("distilbert_tti", False)])
-    def test_pairs_have_token_types_where_the_model_takes_them(self, families, name, types):
-        tokenizer, model = common.load_model(str(families / name), TASK)
-        dataset = encode(tokenizer, ["good film", "bad"], ["nice plot", "a story"])
-        assert ("token_type_ids" in dataset.columns) == types
-        assert torch.isfinite(forward(model, dataset, range(2))[0]).all()
-
-    def test_no_more_tokens_than_the_model_has_places_for(self, families, folders, capsys):
-        tokenizer, model = common.load_model(str(families / "roberta_nolimit"), TASK)  # 66 places, 2 before the first
-        assert common.usable_length(tokenizer, model, 64) == 64
-        assert forward(model, encode(tokenizer, ["good " * 80], max_length=64), [0])[0].shape == (1, 2)
-        for wanted in (65, 3):  # too many, and no room for a text
-            with pytest.raises(UserError):
-                common.usable_length(tokenizer, model, wanted)
-            assert "--max-length" in (line := capsys.readouterr().err) and "to 64" in line
-        unlimited = common.load_model(str(folders("XLNet")), TASK)
-        assert common.usable_length(*unlimited, 500) == 500
-
-    def test_word_tokenizer_is_a_function_of_its_texts(self):
-        first, second = (common.word_tokenizer(["b a b", "C, a"]) for _ in range(2))
-        assert first.get_vocab() == second.get_vocab()
-        assert first("a b", "c")["input_ids"] == [2, 5, 6, 3, 8, 3]
-        assert first("a b", "c")["token_type_ids"] == [0, 0, 0, 0, 1, 1]
-        assert first.decode(first("zebra")["input_ids"]) == "[CLS] [UNK] [SEP]"
+@pytest.mark.parametrize("name", [
+    "XLMRoberta", "EuroBert",
+    "XLNet", "ModernBert", "DebertaV2"])
+def test_padding_and_head_with_a_tokenizer_of_words(tmp_path, name):
+    padding_and_head(make(name, tmp_path))
 
 
-class TestLoading:
-    def test_dropout_padding_and_labels_are_set(self, families):
-        tokenizer, model = common.load_model(str(families / "gpt2"), TASK, dropout=0.3)
-        assert model.config.pad_token_id == tokenizer.pad_token_id is not None
-        assert {model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop} == {0.3}
-        assert model.config.id2label == {0: "no", 1: "yes"}
+def test_a_family_that_padding_moves_is_refused(tmp_path, capsys):
+    """FNet mixes the padding in with the tokens, and has no attention mask."""
+    pd.DataFrame({"text": TEXTS * 6, "label": ["no", "yes"] * 18}).to_csv(tmp_path / "a.csv", index=False)
+    assert run("train", "--dataset", tmp_path / "a.csv", "--text-column", "text", "--label-column", "label", "--model",
+               make("FNet", tmp_path / "model"), "--max-length", 40, "--num-train-epochs", 1, "--run",
+               tmp_path / "run") == 2
+    assert "padding" in capsys.readouterr().err
 
-    def test_a_head_of_another_size_is_replaced_and_said(self, folders, capsys):
-        _, model = common.load_model(str(folders("ModernBert")), TASK | {"labels": ["a", "b", "c"]})
-        assert model.config.num_labels == 3
-        assert "replaced by a new one" in capsys.readouterr().out
 
-    @pytest.mark.parametrize(("spoil", "said"), [
-        (lambda folder: drop(folder, "model.layers.0"), "lacks"),
-        (lambda folder: common.word_tokenizer([*TEXTS, "more words"]).save_pretrained(folder), "they are no pair"),
-        (lambda folder: (folder / "config.json").unlink(), "could not load the model")])
-    def test_a_broken_folder_is_one_line(self, folders, tmp_path, capsys, spoil, said):
-        folder = shutil.copytree(folders("ModernBert"), tmp_path / "model")
-        spoil(folder)
+@pytest.mark.parametrize("name", SHARED)
+def test_a_texts_own_control_tokens_are_text(families, name):
+    """Ids of control tokens stand where the family puts them, whatever is written in the text."""
+    tokenizer, _ = common.load_model(str(families / name), TASK)
+    dataset = encode(tokenizer, ["good", f"good {' '.join(tokenizer.all_special_tokens)}"], max_length=64)
+    plain, marked = (dataset[i]["input_ids"][0] for i in range(2))
+    special = [*{*tokenizer.all_special_ids} - {tokenizer.get_vocab().get("[UNK]")}]  # BERT has no piece for a bracket
+    assert np.isin(marked, special).sum() == np.isin(plain, special).sum()
+    assert len(marked) > len(plain) + 1
+
+
+@pytest.mark.parametrize(("name", "types"), [("bert", True), ("roberta_berttok", False), ("distilbert_tti", False)])
+def test_pairs_have_token_types_where_the_model_takes_them(families, name, types):
+    tokenizer, model = common.load_model(str(families / name), TASK)
+    dataset = encode(tokenizer, ["good film", "bad"], ["nice plot", "a story"])
+    assert ("token_type_ids" in dataset.columns) == types
+    assert torch.isfinite(forward(model, dataset, range(2))[0]).all()
+
+
+def test_no_more_tokens_than_the_model_has_places_for(families, tmp_path, capsys):
+    tokenizer, model = common.load_model(str(families / "roberta_nolimit"), TASK)  # 66 places, 2 before the first
+    assert common.usable_length(tokenizer, model, 64) == 64
+    assert forward(model, encode(tokenizer, ["good " * 80], max_length=64), [0])[0].shape == (1, 2)
+    for wanted in (65, 3):  # too many, and no room for a text
         with pytest.raises(UserError):
-            common.load_model(str(folder), TASK)
-        err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1
+            common.usable_length(tokenizer, model, wanted)
+        assert "--max-length" in (line := capsys.readouterr().err) and "to 64" in line
+    assert common.usable_length(*common.load_model(str(make("XLNet", tmp_path)), TASK), 500) == 500  # -1 is no limit
 
-    def test_the_model_card_says_what_it_says(self, tmp_path):
-        assert common.model_card(str(tmp_path)) == {}
-        (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage:\n- en\ntags: [x]\n---\n# A model\n")
-        assert common.model_card(str(tmp_path)) == {"license": "mit", "language": ["en"]}
-        (tmp_path / "README.md").write_text("---\nlicense: [mit\n: x\n---\n")
-        assert common.model_card(str(tmp_path)) == {}
 
-    @pytest.mark.parametrize(("wanted", "bf16", "expected"), [
-        ("fp32", True, "fp32"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "fp32")])
-    def test_precision_follows_the_hardware(self, monkeypatch, wanted, bf16, expected):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert common.choose_precision(wanted) == expected
+def test_word_tokenizer_is_a_function_of_its_texts():
+    first, second = (common.word_tokenizer(["b a b", "C, a"]) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert first("a b", "c")["input_ids"] == [2, 5, 6, 3, 8, 3]
+    assert first("a b", "c")["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert first.decode(first("zebra")["input_ids"]) == "[CLS] [UNK] [SEP]"
+
+
+def test_dropout_padding_labels_and_a_head_of_another_size_are_set(families, tmp_path, capsys):
+    tokenizer, model = common.load_model(str(families / "gpt2"), TASK, dropout=0.3)
+    assert model.config.pad_token_id == tokenizer.pad_token_id is not None
+    assert {model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop} == {0.3}
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    _, model = common.load_model(str(make("ModernBert", tmp_path)), TASK | {"labels": ["a", "b", "c"]})
+    assert model.config.num_labels == 3
+    assert "replaced by a new one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda folder: drop(folder, "model.layers.0"), "lacks"),
+    (lambda folder: common.word_tokenizer([*TEXTS, "more words"]).save_pretrained(folder), "they are no pair"),
+    (lambda folder: (folder / "config.json").unlink(), "could not load the model")])
+def test_a_broken_folder_is_one_line(tmp_path, capsys, spoil, said):
+    folder = make("ModernBert", tmp_path)
+    spoil(folder)
+    with pytest.raises(UserError):
+        common.load_model(str(folder), TASK)
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
 
 
 def drop(folder, name):
@@ -202,6 +172,14 @@ def drop(folder, name):
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_the_model_card_says_what_it_says(tmp_path):
+    assert common.model_card(str(tmp_path)) == {}
+    for text, facts in (("license: mit\nlanguage:\n- en\ntags: [x]", {"license": "mit", "language": ["en"]}),
+                        ("license: [mit\n: x", {})):
+        (tmp_path / "README.md").write_text(f"---\n{text}\n---\n# A model\n")
+        assert common.model_card(str(tmp_path)) == facts
+
+
 @pytest.fixture(scope="module")
 def gpt2_run(families, tmp_path_factory):
     """A GPT-2 that was trained and tested on texts of which some end in its own padding token."""
@@ -209,8 +187,8 @@ def gpt2_run(families, tmp_path_factory):
     texts = [f"the film is {word}{mark}" for word in ("good", "bad", "fine", "awful", "nice", "not really")
              for mark in ("", " <|endoftext|>", " very <|endoftext|>", " one", " two")]
     pd.DataFrame({"text": texts, "label": ["yes", "no"] * 15}).to_csv(folder / "a.csv", index=False)
-    flags = ["--text-column", "text", "--label-column", "label", "--num-train-epochs", 1, "--max-length", 40]
-    assert run("train", "--dataset", folder / "a.csv", *flags, "--model", families / "gpt2", "--precision", "fp32",
+    assert run("train", "--dataset", folder / "a.csv", "--text-column", "text", "--label-column", "label", "--model",
+               families / "gpt2", "--num-train-epochs", 1, "--max-length", 40, "--precision", "fp32",
                "--run", folder / "run") == 0
     assert run("evaluate", "--run", folder / "run") == 0
     return folder / "run"
@@ -227,6 +205,11 @@ def test_hidden_states_are_what_the_head_read(gpt2_run):
     np.testing.assert_allclose(softmax(logits, axis=1), predictions[["prob_no", "prob_yes"]], atol=1e-6)
 
 
+def relabel(folder, names):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
+
+
 @pytest.mark.parametrize(("spoil", "said"), [
     (lambda folder: drop(folder, "score"), "lacks 1 weights"),
     (lambda folder: relabel(folder, {"0": "no", "1": "maybe"}), "is of the labels"),
@@ -241,37 +224,15 @@ def test_a_runs_own_model_must_be_whole_and_of_its_labels(gpt2_run, tmp_path, ca
     assert (folder / "metrics.csv").read_bytes() == metrics
 
 
-def relabel(folder, names):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
-
-
 @pytest.mark.parametrize(("num_labels", "problem_type", "labels"), [
-    (3, None, [0, 2]), (3, "multi_label_classification", [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), (1, None, [0.5, -2.0])])
+    (3, None, [0, 2]), (3, "multi_label_classification", [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), (1, None, [0.5, -2.0]),
+    (2, None, [0.5, 1.0])])
 def test_a_trainer_without_a_kind_takes_the_models_own_loss(tmp_path, num_labels, problem_type, labels):
     model, data = make_model(0.0, num_labels, problem_type=problem_type), make_dataset(2)
     trainer = common.CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"))
     batch = data.collate([data[0], data[1]]) | {"labels": torch.tensor(labels)}
-    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
-
-
-def test_labels_that_the_models_loss_does_not_take_are_refused(tmp_path):
-    model, data = make_model(), make_dataset(2)
-    trainer = common.CustomTrainer(model=model, args=make_arguments(tmp_path, eval_strategy="no"))
-    with pytest.raises(TypeError, match="problem_type"):
-        trainer.compute_loss(model, data.collate([data[0], data[1]]) | {"labels": torch.tensor([0.5, 1.0])})
-
-
-def test_sample_model_learns_a_rule(tmp_path):
-    """Which of two words a text holds: the loop, the tokenizer and the model of --sample together."""
-    rng = np.random.default_rng(0)
-    words = ["the", "film", "was", "long", "and", "loud"]
-    texts = [" ".join([*rng.permutation(words)[:4], ["awful", "lovely"][i % 2]]) for i in range(64)]
-    table = pd.DataFrame({"id": map(str, range(64)), "text": texts, "label": ["no", "yes"] * 32})
-    torch.manual_seed(0)
-    tokenizer, model = common.build_sample_model(common.Data(TASK, {"train": table}, {}))
-    dataset = KIND.encode(table, TASK, tokenizer, 16)
-    common.CustomTrainer(model=model, train_dataset=dataset, args=make_arguments(
-        tmp_path, eval_strategy="no", num_train_epochs=6, learning_rate=2e-3)).train()
-    predictions = KIND.predict(common.predict(model, dataset, KIND, 16).logits, table, TASK, dataset)
-    assert predictions["correct"].mean() > 0.95
+    if num_labels == 2:  # labels that this loss does not take
+        with pytest.raises(TypeError, match="problem_type"):
+            trainer.compute_loss(model, batch)
+    else:
+        torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)

@@ -1,7 +1,6 @@
 """SQuAD 2.0's own kind: the official scores, windows over long contexts, "no answer", threshold and temperature."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ from transformers import GPT2Config, GPT2ForQuestionAnswering, PreTrainedTokeniz
 
 import common
 from catalog.squad2 import KINDS, N_BEST, squad_scores
-from common import UserError
 
 KIND, TASK = KINDS["span"], task_of("span", doc_stride=2)
 CONTEXT = "zero one two three four five six seven eight nine"
@@ -23,11 +21,9 @@ CONTEXT = "zero one two three four five six seven eight nine"
 
 @pytest.mark.parametrize(("predicted", "accepted", "exact", "f1"), [
     ("The  Cat!", ["cat"], 1, 1),
-    ("a cat", ["An cat"], 1, 1),
     ("the big cat", ["a cat", "big red cat"], 0, 4 / 5),  # P = 2/2, R = 2/3 with the second
     ("cat cat", ["cat"], 0, 2 / 3),  # a word counts as often as it occurs
     ("cat cat dog", ["cat cat"], 0, 4 / 5),  # in both: P = 2/3, R = 2/2
-    ("dog", ["cat"], 0, 0),
     ("", ["cat"], 0, 0),
     ("", [], 1, 1),
     ("cat", [], 0, 0),
@@ -45,9 +41,8 @@ def squad(answers, context=CONTEXT, question="who"):
         {"text": [text] if text else [], "answer_start": [context.index(text)] if text else []} for text in answers]})
 
 
-def encode(answers, max_length=9):
-    table = squad(answers)
-    return table, KIND.encode(table, TASK, common.word_tokenizer([CONTEXT, "who"]), max_length)
+def encode(table, max_length=9):
+    return KIND.encode(table, TASK, common.word_tokenizer([*table["context"], "who"]), max_length)
 
 
 def scored(dataset, scores):
@@ -66,7 +61,8 @@ def scored(dataset, scores):
 
 class TestWindows:
     def test_they_overlap_and_hold_the_answer_or_the_null_position(self):
-        table, dataset = encode(["three four", ""])
+        table = squad(["three four", ""])
+        dataset = encode(table)
         # [CLS] who [SEP], 5 words, [SEP]; the next window begins 5 - 2 words on: zero.. three.. six.. (eight nine)
         assert dataset.examples.tolist() == [0, 0, 0, 1, 1, 1]
         words = [[CONTEXT[slice(*span)] for span in dataset.offsets[dataset.starts[i]:dataset.starts[i + 1]]
@@ -74,31 +70,20 @@ class TestWindows:
         assert words == [CONTEXT.split()[0:5], CONTEXT.split()[3:8], CONTEXT.split()[6:10]]
         assert dataset.labels.tolist() == [[6, 7, 9], [3, 4, 9], [0, 0, 8], [0, 0, 9], [0, 0, 9], [0, 0, 8]]
         assert KIND.strata(table, TASK).tolist() == ["answerable", "unanswerable"]
+        assert encode(squad([""], question=CONTEXT * 5), 16).lengths.max() <= 16  # a long question is cut
 
     def test_the_vector_of_an_example_is_that_of_its_first_window(self):
-        _, _, _, _, model = build("span")
-        _, dataset = encode(["three four", ""])
-        outputs = common.predict(model, dataset, KIND, 2)
-        batch, _ = batch_of(dataset, [0, 3])
-        np.testing.assert_allclose(outputs.vectors, common.forward(model, batch, KIND, "fp32")[2].numpy(), atol=1e-6)
-
-    def test_a_question_longer_than_the_window_is_cut(self):
-        table = squad([""], question=CONTEXT * 5)
-        assert KIND.encode(table, TASK, common.word_tokenizer([CONTEXT]), 16).lengths.max() <= 16
+        model, dataset = build("span")[-1], encode(squad(["three four", ""]))
+        vectors = common.forward(model, batch_of(dataset, [0, 3])[0], KIND, "fp32")[2].numpy()
+        np.testing.assert_allclose(common.predict(model, dataset, KIND, 2).vectors, vectors, atol=1e-6)
 
     def test_answers_are_cut_at_characters(self):
-        context = "São   Tomé, “Príncipe” 🐈 and more"
-        table = squad(["Tomé, “Príncipe”"], context, "  who  ")
-        dataset = KIND.encode(table, TASK, common.word_tokenizer([context, "who"]), 30)
+        table = squad(["Tomé, “Príncipe”"], "São   Tomé, “Príncipe” 🐈 and more", "  who  ")
+        dataset = encode(table, 30)
         first, last, _ = dataset.labels[0]
         logits = np.zeros((1, 30, 2), dtype=np.float32)
         logits[0, first, 0] = logits[0, last, 1] = 5
         assert KIND.predict(logits, table, TASK, dataset)["predicted"].tolist() == ["Tomé, “Príncipe”"]
-
-    def test_a_tokenizer_that_knows_no_characters_is_refused(self, capsys):
-        with pytest.raises(UserError):
-            KIND.encode(squad([""]), TASK, SimpleNamespace(is_fast=False), 9)
-        assert "can't say which characters its tokens stand for" in capsys.readouterr().err
 
     def test_models_without_types_or_a_cls_token(self):
         """A byte-level tokenizer and GPT-2: the null position is the first token."""
@@ -114,7 +99,6 @@ class TestWindows:
         assert dataset.labels[0, 1] - dataset.labels[0, 0] >= 3  # a cat is four bytes
         config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, pad_token_id=256)
         outputs = common.predict(GPT2ForQuestionAnswering(config), dataset, KIND, 2)
-        assert outputs.logits.shape == (2, dataset.lengths.max(), 2)
         assert outputs.vectors.shape == (2, 16)
         assert len(KIND.predict(outputs.logits, table, TASK, dataset)) == 2
 
@@ -128,39 +112,35 @@ def test_loss_without_padding_equals_the_models_own():
 
 
 class TestPrediction:
+    table = squad(["three four"])
+
     def test_null_score_is_the_least_of_the_windows_and_a_span_in_two_has_the_better_score(self):
-        table, dataset = encode(["three four"])
+        dataset = encode(self.table)
         logits = scored(dataset, [(3, 6, 7, 2), (9, 3, 4, 2.5), (6, 3, 3, 1)])
         nulls, spans = KIND.candidates(logits, dataset)
         assert nulls.tolist() == [3]
         assert next(iter(spans[0].items())) == ((13, 23), 5.0)
         assert len(spans[0]) == N_BEST
-        row = KIND.predict(logits, table, TASK, dataset).iloc[0]
+        row = KIND.predict(logits, self.table, TASK, dataset).iloc[0]
         assert row[["predicted", "correct", "f1"]].tolist() == ["three four", True, 1]
         weights = np.exp([*spans[0].values(), 3.0])
-        assert row["confidence"] == pytest.approx(weights[0] / weights.sum())
+        assert row["confidence"] == row["gold_confidence"] == pytest.approx(weights[0] / weights.sum())
         assert row["prob_no_answer"] == pytest.approx(weights[-1] / weights.sum())
-        assert row["gold_confidence"] == pytest.approx(row["confidence"])
+        _, spans = KIND.candidates(scored(dataset, [(0, 7, 4, 9), (0, 3, 3, 0), (0, 3, 3, 0)]), dataset)
+        assert all(first < last for first, last in spans[0])  # none ends before it begins
+        assert max(spans[0].values()) == 9
 
     @pytest.mark.parametrize(("threshold", "predicted"), [(0.0, ""), (2.9, ""), (3.1, "three four")])
     def test_threshold_decides_and_the_prediction_is_the_most_probable(self, threshold, predicted):
-        table, dataset = encode(["three four"])
+        dataset = encode(self.table)
         logits = scored(dataset, [(8, 6, 7, 2), (9, 3, 4, 2.5), (8.5, 3, 3, 1)])  # null 8, best span 5
-        row = KIND.predict(logits, table, TASK | {"null_threshold": threshold}, dataset).iloc[0]
+        row = KIND.predict(logits, self.table, TASK | {"null_threshold": threshold}, dataset).iloc[0]
         assert row["predicted"] == predicted
-        assert row["margin"] >= 0
         assert row["confidence"] == max(row["confidence"], row["prob_no_answer"])
 
-    def test_spans_end_where_they_begin_or_later(self):
-        _, dataset = encode(["three four"])
-        logits = scored(dataset, [(0, 7, 4, 9), (0, 3, 3, 0), (0, 3, 3, 0)])  # the end before the start
-        _, spans = KIND.candidates(logits, dataset)
-        assert all(first < last for first, last in spans[0])
-        assert max(spans[0].values()) == 9
-
     def test_tuned_threshold_and_figures_by_hand(self):
-        table, dataset = encode(["three four", "", "five", "six"], max_length=15)
-        assert dataset.examples.tolist() == [0, 1, 2, 3]
+        table = squad(["three four", "", "five", "six"])
+        dataset = encode(table, max_length=15)
         # null - span: 0 right at -4, 1 (no answer) at -1, 2 wrong ("six") at 1, 3 right at 3
         logits = np.full((4, 15, 2), -20, dtype=np.float32)
         for row, (first, last, null) in enumerate(((6, 7, -4), (5, 5, -1), (9, 9, 1), (9, 9, 3))):
@@ -202,11 +182,9 @@ class TestPrediction:
         assert tuned["temperature"] == pytest.approx(math.exp(found.x[0]), rel=1e-2)
 
 
-def test_error_types_confusion_and_floor():
+def test_confusion_and_floor():
     table = pd.DataFrame({"gold": ["", "a b", "a b", "c"], "predicted": ["x", "", "b c", "x"], "f1": [0, 0, 0.5, 0]})
-    assert KIND.error_types(table, TASK) == ["false answer", "missed answer", "partial span", "wrong span"]
-    # rows and columns: no answer, answerable
-    assert KIND.confusion(table).to_numpy().tolist() == [[0, 1], [1, 2]]
+    assert KIND.confusion(table).to_numpy().tolist() == [[0, 1], [1, 2]]  # no answer, answerable
     (floor,) = KIND.floors(table, table, TASK).values()
     assert KIND.metrics(floor, TASK)["f1"] == 0.25
 

@@ -48,21 +48,11 @@ def table_of(name, rows=12):
     return table.assign(one="the red cat", two="a dog that sang", image=[str(i % 3) for i in range(rows)])
 
 
-class Pictures(dict):
-    """Images by id, with a count of how many were opened."""
-
-    opened = 0
-
-    def __getitem__(self, name):
-        self.opened += 1
-        return super().__getitem__(name)
-
-
 def pictures():
+    """Images by id."""
     rng = np.random.default_rng(2)
     shapes = {"0": (40, 40, 3), "1": (40, 80, 3), "2": (60, 40, 3)}
-    return Pictures({name: Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-                     for name, shape in shapes.items()})
+    return {name: Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for name, shape in shapes.items()}
 
 
 def build(name, rows=12, dropout=0.0):
