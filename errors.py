@@ -56,6 +56,8 @@ COMPUTED = ["id", "input", "gold", "predicted", *NUMBERS, "error_type", "auto_ta
 ANNOTATIONS = ["cause", "solution", "cause_2", "solution_2", "notes"]
 LLM = ["llm_how", "llm_prediction"]
 SHEET = [*COMPUTED, "cause", "solution", "notes", "llm_prediction"]
+SLICES = ["tag", "n_inside", "errors_inside", "error_rate_inside", "ci_low", "ci_high", "n_outside", "errors_outside",
+          "error_rate_outside", "outside_ci_low", "outside_ci_high", "fisher_p"]
 MOST_CHARACTERS = 32_000  # of a cell: Excel's holds 32,767
 OF_WRONG_ONES = ["suspect gold label", "LLM agrees with the model, against gold"]  # tags that no right sample can have
 NEGATION = re.compile(r"\b(no|not|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['’]t\b", re.I)
@@ -203,9 +205,9 @@ def draw(classes, n, seed, keep):
     return sorted({*drawn, *keep})
 
 
-def share_interval(count, n):
-    """95 % score interval of the share count / n (Wilson 1927); nan for n = 0."""
-    return tuple(binomtest(count, n).proportion_ci(method="wilson")) if n else (math.nan, math.nan)
+def share_of(count, n):
+    """The share count / n and its 95 % score interval (Wilson 1927); nan for n = 0."""
+    return (count / n, *binomtest(count, n).proportion_ci(method="wilson")) if n else (math.nan,) * 3
 
 
 def names_in(cell):
@@ -222,8 +224,7 @@ def write_ranking(stem, counts, sizes, what):
             (folder / f"{stem}.{ending}").unlink(missing_ok=True)
         return
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [[rank, name, count, count / n, *share_interval(count, n), *sizes.values()]
-            for rank, (name, count) in enumerate(ranked, start=1)]
+    rows = [[rank, name, count, *share_of(count, n), *sizes.values()] for rank, (name, count) in enumerate(ranked, 1)]
     table = pd.DataFrame(rows, columns=["rank", "name", "count", "share", "ci_low", "ci_high", *sizes])
     common.write_csv(folder / f"{stem}.csv", table)
     draw_ranking(table, what, folder / f"{stem}.png")
@@ -236,10 +237,9 @@ def draw_ranking(table, what, path, most=15):
     share, low, high = (100 * shown[name].to_numpy() for name in ("share", "ci_low", "ci_high"))
     limit, places = 1.45 * high.max() + 5, range(len(shown))  # room for the counts beside the bars
     figure, axes = common.new_figure(4.0, 0.9 + 0.36 * len(shown))
-    axes.barh(places, share, height=0.6, color="#8fb8de")
-    axes.errorbar(share, places, xerr=[share - low, high - share], fmt="none", ecolor="0.3", capsize=3)
-    for place, end, count, percent in zip(places, high, shown["count"], share, strict=True):
-        axes.text(end + 0.02 * limit, place, f"{count} ({percent:.0f} %)", va="center")
+    bars = axes.barh(places, share, xerr=[share - low, high - share], height=0.6, color="#8fb8de", ecolor="0.3",
+                     capsize=3)
+    axes.bar_label(bars, [f"{n} ({part:.0f} %)" for n, part in zip(shown["count"], share, strict=True)], padding=3)
     axes.set(yticks=places, yticklabels=names, ylim=(-0.6, len(shown) - 0.4), xlim=(0, limit))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(limit, 100)])
     which = f"; the first {most} of {len(table)} names" if len(table) > most else ""
@@ -249,35 +249,34 @@ def draw_ranking(table, what, path, most=15):
 
 def missing_in_sheet(sheet, n_errors):
     """What the sheet lacks for handing in, and how to mend it, a line each."""
-    missing = []
     if len(sheet) < min(20, n_errors):
-        missing.append(f"rows in errors.csv: {len(sheet)} of {n_errors} errors, 20 are asked for: run errors.py --n 20")
+        yield f"rows in errors.csv: {len(sheet)} of {n_errors} errors, 20 are asked for: run errors.py --n 20"
     for column, how in (("cause", "fill it in"), ("solution", "fill it in"), ("llm_prediction", "run llm_compare.py")):
         empty = sheet["id"][sheet[column].str.strip() == ""].tolist()
         which = f" ({', '.join(empty)})" if len(empty) < len(sheet) else ""
         if empty:
-            missing.append(f"{column} in {len(empty)} of {len(sheet)} rows of errors.csv{which}: {how}")
+            yield f"{column} in {len(empty)} of {len(sheet)} rows of errors.csv{which}: {how}"
         if len(empty) < len(sheet) and column != "llm_prediction" and not (folder / f"error_{column}s.csv").is_file():
-            missing.append(f"error_{column}s.csv: run errors.py again")
+            yield f"error_{column}s.csv: run errors.py again"
     vague = [name for name, cell in zip(sheet["id"], sheet["solution"], strict=True)
              if names_in(cell) and all(map(MORE_DATA.fullmatch, names_in(cell)))]
     if vague:
-        missing.append(f"the kind of data where solution is only `more data` ({', '.join(vague)}): name it")
-    return missing
+        yield f"the kind of data where solution is only `more data` ({', '.join(vague)}): name it"
 
 
 def missing_in_report():
     """What the pictures, report_notes.md and the report lack, a line each."""
-    missing = [f"{name}: run visualize.py" for name in ("learning_curve.png", "embedding_*.png", "report_notes.md",
-                                                        "report.tex") if not any(folder.glob(name))]
+    for name in ("learning_curve.png", "embedding_*.png", "report_notes.md", "report.tex"):
+        if not any(folder.glob(name)):
+            yield f"{name}: run visualize.py"
     notes, report = folder / "report_notes.md", folder / "report.tex"
-    if notes.is_file():
-        parts = common.read_sections(notes)
-        empty = [title for title, text in parts.items() if not re.sub("(?s)<!--.*?-->", "", text).strip()]
-        missing += [f"your text in report_notes.md: {'; '.join(empty)}"] if empty else []
+    parts = common.read_sections(notes) if notes.is_file() else {}
+    if empty := [title for title, text in parts.items() if not re.sub("(?s)<!--.*?-->", "", text).strip()]:
+        yield f"your text in report_notes.md: {'; '.join(empty)}"
     newer = [path.name for path in (notes, folder / "errors.csv", folder / "llm_metrics.csv")
              if path.is_file() and report.is_file() and path.stat().st_mtime > report.stat().st_mtime]
-    return missing + [f"what is new in {', '.join(newer)} since report.tex was written: run visualize.py"] * bool(newer)
+    if newer:
+        yield f"what is new in {', '.join(newer)} since report.tex was written: run visualize.py"
 
 
 # 1. The run, and what evaluate.py predicted.
@@ -288,9 +287,8 @@ path = folder / "errors.csv"
 if path.with_suffix(".xlsx").is_file():
     print(f"{path.with_suffix('.xlsx')} is not read: export it as CSV, and give that as --sheet")
 if args.check:
-    n_errors = int((~predictions["correct"]).sum())
-    there = args.sheet or path
-    missing = missing_in_sheet(read_sheet(there), n_errors) if there.is_file() else ["errors.csv: run errors.py"]
+    there, n_errors = args.sheet or path, int((~predictions["correct"]).sum())
+    missing = [*missing_in_sheet(read_sheet(there), n_errors)] if there.is_file() else ["errors.csv: run errors.py"]
     missing += missing_in_report()
     print("\n".join(f"missing: {part}" for part in missing) or f"{folder}: nothing is missing")
     sys.exit(1 if missing else 0)
@@ -309,14 +307,10 @@ common.write_csv(folder / "tags.csv", predictions[["id", "auto_tags"]])
 rows = []
 for name in tags.columns[tags.any()].difference(OF_WRONG_ONES, sort=False):
     sides = [(int((held & ~predictions["correct"]).sum()), int(held.sum())) for held in (tags[name], ~tags[name])]
-    rates = [[n, wrong, wrong / n if n else math.nan, *share_interval(wrong, n)] for wrong, n in sides]
-    rows.append([name, *rates[0], *rates[1], fisher_exact([[wrong, n - wrong] for wrong, n in sides]).pvalue])
-rate = ["n_{}", "errors_{}", "error_rate_{}"]
-slices = pd.DataFrame(rows, columns=[
-    "tag", *(name.format("inside") for name in rate), "ci_low", "ci_high",
-    *(name.format("outside") for name in rate), "outside_ci_low", "outside_ci_high", "fisher_p"])
+    rates = [value for wrong, n in sides for value in (n, wrong, *share_of(wrong, n))]
+    rows.append([name, *rates, fisher_exact([[wrong, n - wrong] for wrong, n in sides]).pvalue])
+slices = pd.DataFrame(rows, columns=SLICES).sort_values("fisher_p", kind="stable")
 slices["fdr"] = false_discovery_control(slices["fisher_p"].astype(float))  # Benjamini & Hochberg 1995
-slices = slices.sort_values("fisher_p", kind="stable")
 common.write_csv(folder / "slices.csv", slices)
 found = slices[(slices["error_rate_inside"] > slices["error_rate_outside"]) & (slices["fdr"] < 0.05)].head(1)
 print(f"slices.csv: {len(slices)} tags; " + "".join(
@@ -347,10 +341,9 @@ sheet = errors.loc[order].join(old.set_axis(position)[theirs]).fillna("").reset_
 if train is not None and len(sheet):
     search = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vectors)
     distances, rows = search.kneighbors(vectorizer.transform(joined(wrong.loc[order], texts)))
-    nearest = train.iloc[rows[:, 0]]
-    for name, cells in zip(NEAREST, (as_input(nearest, 300), nearest["label"].tolist(), decimals(1 - distances[:, 0])),
-                           strict=True):
-        sheet[name] = np.where(distances[:, 0] < 1, cells, "")  # 1: no word in common
+    nearest, similarity = train.iloc[rows[:, 0]], 1 - distances[:, 0]
+    sheet[NEAREST] = [*zip(as_input(nearest, 300), nearest["label"], decimals(similarity), strict=True)]
+    sheet.loc[similarity <= 0, NEAREST] = ""  # no word in common
 for label in {"true", "false", "True", "False"} & {*errors["gold"], *errors["predicted"]}:  # Excel makes TRUE of true
     sheet["llm_prediction"] = sheet["llm_prediction"].replace(label.upper(), label)
 sheet = sheet.astype(object)

@@ -33,7 +33,7 @@ add("--per-device-eval-batch-size", type=int, default=32, metavar="N", help="exa
 add("--precision", choices=["auto", "fp32", "fp16", "bf16"], help="(the run's)")
 add("--baselines", action="store_true", help="also score the most frequent label and TF-IDF with a linear model")
 args = parser.parse_args()
-if min(args.per_device_eval_batch_size, args.max_eval_samples or 1) < 1:
+if args.max_eval_samples == 0 or min(args.per_device_eval_batch_size, args.max_eval_samples or 1) < 1:
     parser.error("--per-device-eval-batch-size and --max-eval-samples are 1 or more")
 if int(os.environ.get("WORLD_SIZE", "1")) > 1:
     parser.error("this script is one process: start it without torchrun or accelerate")
@@ -53,7 +53,6 @@ import math
 import sys
 import time
 import warnings
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -69,14 +68,21 @@ from sklearn.naive_bayes import MultinomialNB
 import common
 from common import UserError
 
-# Flags of train.py that change nothing in the figures.
-FREE = ("list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_steps", "logging_steps", "report_to",
-        "keep_epochs", "per_device_eval_batch_size")
+# Flags of train.py that change nothing in the figures, and the seed.
+FREE = {"list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_steps", "logging_steps", "report_to",
+        "keep_epochs", "per_device_eval_batch_size", "seed"}
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
 
 
-# Published figures. Those of catalog/scores.csv are in points, ours shares of 1.
+def scored(table):
+    """A row per metric, the task's own first, with percentile bootstrap intervals over the examples (Efron 1979)."""
+    draws, rows = kind.resample(table, task), []
+    for metric, value in kind.metrics(table, task).items():
+        low, high = np.percentile(draws[metric], [2.5, 97.5])
+        rows.append({"metric": metric, "value": value, "ci_low": low, "ci_high": high,
+                     "n": kind.examples_of(metric, table)})
+    return rows
 
 
 def what_is_ours():
@@ -94,22 +100,22 @@ def what_is_ours():
 def published_columns(metric, value):
     """What metrics.csv says of the published figures; gaps are in points; comparable: `yes`, or `no` and why."""
     scores = {score["role"]: score for score in published[metric] if score["role"] != "reference"}
+    if not scores:
+        return {}
     reasons = what_is_ours() + [f"{role}: {', '.join(score['differs'].values())}" for role, score in scores.items()
                                 if score["differs"]]
-    columns = {}
-    for role, score in scores.items():
+    columns = {"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(
+        f"{role}: {score['cite']}, {score['url']}" for role, score in scores.items())}
+    for role, score in scores.items():  # theirs are in points, ours shares of 1
         columns |= {role: score["value"] / 100, f"{role}_model": score["model"], f"{role}_split": score["split"],
                     f"{role}_gap": 100 * value - score["value"]}
-    return columns | ({"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(
-        f"{role}: {score['cite']}, {score['url']}" for role, score in scores.items())} if scores else {})
+    return columns
 
 
-# Confusion, calibration.
-
-
-def pair_confusion(gold, predicted, names):
+def label_confusion(predictions, gold="gold", predicted="predicted", names="labels"):
     """Rows: gold labels, or steps of the scale; columns: predicted ones; cells: examples."""
-    return pd.DataFrame(confusion_matrix(gold, predicted, labels=names), names, names)
+    counts = confusion_matrix(predictions[gold], predictions[predicted], labels=task[names])
+    return pd.DataFrame(counts, task[names], task[names])
 
 
 def set_confusion(predictions):
@@ -120,11 +126,8 @@ def set_confusion(predictions):
     return pd.DataFrame({name: cell.sum(axis=0) for name, cell in cells.items()}, task["labels"])
 
 
-CONFUSION = {
-    "classification": lambda table: pair_confusion(table["gold"], table["predicted"], task["labels"]),
-    "multiple_choice": lambda table: pair_confusion(table["gold"], table["predicted"], task["labels"]),
-    "regression": lambda table: pair_confusion(table["gold_step"], table["predicted_step"], task["steps"]),
-    "multilabel": set_confusion}
+CONFUSION = {"classification": label_confusion, "multiple_choice": label_confusion, "multilabel": set_confusion,
+             "regression": lambda table: label_confusion(table, "gold_step", "predicted_step", "steps")}
 
 
 def draw_confusion(confusion, path, most=30):
@@ -151,14 +154,11 @@ def draw_confusion(confusion, path, most=30):
 
 def calibration_bins(confidence, correct):
     """Bins of equal mass (of 20 or more, 15 at most): n, mean confidence, share of right ones, its Wilson interval."""
-    count = min(15, max(1, len(correct) // 20))
-    places = pd.qcut(pd.Series(confidence).rank(method="average"), count, labels=False, duplicates="drop")
-    rows = []
-    for place, held in pd.DataFrame({"sure": confidence, "right": correct}).groupby(places.to_numpy()):
-        right, n = int(held["right"].sum()), len(held)
-        low, high = binomtest(right, n).proportion_ci(method="wilson")
-        rows.append({"bin": place + 1, "n": n, "confidence": held["sure"].mean(), "accuracy": right / n, "ci_low": low,
-                     "ci_high": high})
+    count, rows = min(15, max(1, len(correct) // 20)), []
+    for place, right in correct.groupby(pd.qcut(confidence.rank(), count, labels=False, duplicates="drop")):
+        low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+        rows.append({"bin": place + 1, "n": len(right), "confidence": confidence[right.index].mean(),
+                     "accuracy": right.mean(), "ci_low": low, "ci_high": high})
     return pd.DataFrame(rows)
 
 
@@ -172,10 +172,8 @@ def draw_calibration(scales, path):
     figure, axes = common.new_figure(4, 3.6)
     lowest = math.floor(10 * min(bins[["confidence", "ci_low"]].min(axis=None) for bins in scales.values())) / 10
     axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, label="calibrated")
-    looks = {"raw": ("#0072B2", "o", "as the model gives it"),
-             "temperature": ("#D55E00", "s", f"at temperature {task['temperature']:.2f}")}
-    for scale, bins in scales.items():
-        color, marker, name = looks[scale]
+    looks = [("#0072B2", "o", "as the model gives it"), ("#D55E00", "s", f"at temperature {task['temperature']:.2f}")]
+    for bins, (color, marker, name) in zip(scales.values(), looks, strict=True):
         bars = [bins["accuracy"] - bins["ci_low"], bins["ci_high"] - bins["accuracy"]]
         axes.errorbar(bins["confidence"], bins["accuracy"], yerr=bars, color=color, marker=marker, markersize=4,
                       linewidth=1, elinewidth=0.6, label=f"{name}: ECE {calibration_error(bins):.3f}")
@@ -194,7 +192,7 @@ def tfidf(train, test, columns):
     what they share.
     """
     vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=50_000)
-    vectorizer.fit(chain.from_iterable(train[name] for name in columns))
+    vectorizer.fit(train[columns].to_numpy().ravel())
     features = []
     for table in (train, test):
         texts = [vectorizer.transform(table[name]) for name in columns]
@@ -251,8 +249,8 @@ def choice_floors(train, test, task):
     is_gold = (train["label"].to_numpy()[:, None] == labels).ravel()
     features, test_features = tfidf(*pairs, ["text", "option"])
     scores = LogisticRegression(max_iter=1000).fit(features, is_gold).decision_function(test_features)
-    return {"majority": judged(test, train["label"].mode()[0]),
-            "tfidf + logistic regression": judged(test, labels[scores.reshape(-1, len(options)).argmax(axis=1)])}
+    likeliest = labels[scores.reshape(-1, len(options)).argmax(axis=1)]
+    return {"majority": judged(test, train["label"].mode()[0]), "tfidf + logistic regression": judged(test, likeliest)}
 
 
 FLOORS = {"multilabel": set_floors, "regression": number_floors, "multiple_choice": choice_floors}
@@ -305,8 +303,8 @@ train = common.read_csv(model_dir.parent / "train_texts.csv", required=["id", "l
 if is_other and len(train.columns) == len(texts) + 2:
     seen = test["id"][common.stand_in(test, train.set_axis(["id", *texts, "label"], axis=1), task)].tolist()
     if seen:
-        print(f"the run was trained on {len(seen)} of these {len(test)} texts: {', '.join(seen[:10])}" + ", ..." * (
-            len(seen) > 10))
+        print(f"the run was trained on {len(seen)} of these {len(test)} texts: "
+              f"{', '.join(seen[:10])}{', ...' * (len(seen) > 10)}")
 
 # 3. The model, one example at a time (the first calls warm up), then all of them.
 precision = common.choose_precision(args.precision or run["hardware"]["precision"])
@@ -335,37 +333,30 @@ predictions = pd.concat([inputs, kind.predict(outputs.logits, test, task, test_s
 if unlabelled:
     of_gold = ["gold", "correct", "gold_confidence", "abs_error", "gold_step"]
     predictions = predictions.drop(columns=of_gold, errors="ignore").rename(columns={"predicted": "label"})
-    common.write_csv(folder / "predictions.csv", predictions)
+common.write_csv(folder / "predictions.csv", predictions)
+if unlabelled:
     print(f"{len(test)} texts without labels: {folder / 'predictions.csv'}")
     sys.exit(0)
-common.write_csv(folder / "predictions.csv", predictions)
 arrays = {"id": test["id"].to_numpy(dtype=np.str_), "vector": outputs.vectors}
 common.write_whole(folder / "hidden_states.npz", lambda part: np.savez(part, **arrays))
 
-# 5. The scores, with percentile bootstrap intervals over the test examples (Efron 1979).
-published = {metric: common.published(task, metric, run["model_info"]["parameters"])
-             for metric in kind.metrics(predictions, task)}
-scores, draws, rows = kind.metrics(predictions, task), kind.resample(predictions, task), []
-for metric, value in scores.items():
-    low, high = np.percentile(draws[metric], [2.5, 97.5])
-    rows.append({"metric": metric, "value": value, "ci_low": low, "ci_high": high,
-                 "n": kind.examples_of(metric, predictions), **published_columns(metric, value)})
-scales = {}
+# 5. The scores, beside the published ones.
+rows, scales = scored(predictions), {}
+published = {row["metric"]: common.published(task, row["metric"], run["model_info"]["parameters"]) for row in rows}
+rows = [row | published_columns(row["metric"], row["value"]) for row in rows]
 if kind.confidence_is:
     temperature = task["temperature"]
     scaled = task | {"null_threshold": task.get("null_threshold", 0.0) / temperature}  # it is of the logits' scale
     cooler = kind.predict(outputs.logits / temperature, test, scaled, test_set)["confidence"]
-    correct = predictions["correct"].to_numpy(bool)
-    scales = {"raw": calibration_bins(predictions["confidence"].to_numpy(), correct),
-              "temperature": calibration_bins(cooler.to_numpy(), correct)}
+    scales = {"raw": calibration_bins(predictions["confidence"], predictions["correct"]),
+              "temperature": calibration_bins(cooler, predictions["correct"])}
     rows += [{"metric": name, "value": calibration_error(scales[scale]), "n": len(predictions)}
              for name, scale in (("ece", "raw"), ("ece_temperature", "temperature"))]
     common.write_csv(folder / "calibration.csv", pd.concat(scales, names=["scale"]).reset_index("scale"))
     draw_calibration(scales, folder / "calibration.png")
 metrics = pd.DataFrame(rows, columns=METRICS_HEADER).assign(split=inputs["split"].iloc[0])
 common.write_csv(folder / "metrics.csv", metrics)
-confusion = getattr(kind, "confusion", None) or CONFUSION.get(task["kind"])
-if confusion:
+if confusion := getattr(kind, "confusion", CONFUSION.get(task["kind"])):
     table = confusion(predictions)
     common.write_csv(folder / "confusion.csv", table.rename_axis("gold").reset_index(allow_duplicates=True))
     draw_confusion(table, folder / "confusion.png")
@@ -381,26 +372,22 @@ if args.baselines or (folder / "baselines.csv").is_file():
                         f"{len(names)}: what learns from the one can't be tested on the other")
     floors, rows = getattr(kind, "floors", FLOORS.get(task["kind"], label_floors)), []
     for name, table in floors(train.set_axis(names, axis=1), predictions, task).items():
-        table = table.assign(**{name: predictions[name] for name in ("group",) if name in predictions})
-        values, floor_draws = kind.metrics(table, task), kind.resample(table, task)
-        rows += [[name, metric, values[metric], *np.percentile(floor_draws[metric], [2.5, 97.5]),
-                  kind.examples_of(metric, table)] for metric in task["metrics"]]
-        shown[name] = [f"{values[metric]:.4f}" for metric in task["metrics"]]
-    header = ["baseline", "metric", "value", "ci_low", "ci_high", "n"]
-    common.write_csv(folder / "baselines.csv", pd.DataFrame(rows, columns=header))
+        scores = scored(table.join(predictions.filter(["group"])))[:len(main)]  # where there is one, groups are drawn
+        rows += [{"baseline": name, **score} for score in scores]
+        shown[name] = [f"{score['value']:.4f}" for score in scores]
+    common.write_csv(folder / "baselines.csv", pd.DataFrame(rows))
 
 # 7. What is printed; the CSV files have all of it.
 print(f"{task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
       f"{run['training']['metric']}), {len(test)} examples ({metrics['split'][0]})\n{shown.to_string(index=False)}")
-compared = [(row, score) for row in main.itertuples() for score in published[row.metric]] if not run["sample"] else []
-if compared:
-    print(pd.DataFrame([{
-        "published": score["role"], "metric": row.metric, "theirs": f"{score['value'] / 100:.4f}",
-        "ours less theirs, points": "{:+.1f} ({:+.1f} to {:+.1f})".format(
-            *(100 * ours - score["value"] for ours in (row.value, row.ci_low, row.ci_high))),
-        "model": score["model"], "split": score["split"], "differs in": ", ".join(score["differs"]) or "nothing",
-        "by": score["cite"]}
-        for row, score in compared]).to_string(index=False))
+compared = [{
+    "published": score["role"], "metric": row.metric, "theirs": f"{score['value'] / 100:.4f}",
+    "ours less theirs, points": "{:+.1f} ({:+.1f} to {:+.1f})".format(
+        *(100 * ours - score["value"] for ours in (row.value, row.ci_low, row.ci_high))),
+    "model": score["model"], "split": score["split"], "differs in": ", ".join(score["differs"]) or "nothing",
+    "by": score["cite"]} for row in main.itertuples() for score in published[row.metric]]
+if compared and not run["sample"]:
+    print(pd.DataFrame(compared).to_string(index=False))
     print("; ".join([f"ours: {run['model_info']['parameters'] / 1e6:.1f} M parameters", *what_is_ours()]))
 if scales:
     print(f"calibration error of the {kind.confidence_is}: {calibration_error(scales['raw']):.4f}, at temperature "
@@ -409,10 +396,10 @@ print(f"{timing['examples_per_second']:.0f} examples/s, {timing['tokens_per_seco
       f"{timing['latency_ms_median']:.1f} ms (p95 {timing['latency_ms_p95']:.1f}), {precision} on {timing['device']}")
 
 # 8. seeds.csv: the runs beside this one that differ in the seed alone.
-free, seeds = {"seed", *FREE}, {}
+seeds = {}
 for path in folder.parent.glob("seed*/metrics.csv") if "trained_on" not in run else ():
     other = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-    if all(other["args"][name] == trained[name] for name in trained.keys() - free):
+    if all(other["args"][name] == trained[name] for name in trained.keys() - FREE):
         seeds[other["seed"]] = common.read_csv(path, ("value",)).set_index("metric")["value"]
 if len(seeds) > 1:
     values = pd.DataFrame(seeds)

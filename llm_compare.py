@@ -48,7 +48,8 @@ add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto", hel
 add("--batch-tokens", type=int, default=8192, metavar="N",
     help="tokens of a batch, padding included; halved where they do not fit into memory (8192)")
 args = parser.parse_args()
-if min(args.batch_tokens, args.max_samples or 1, args.max_new_tokens or 1, args.shots + 1) < 1:
+if 0 in (args.max_samples, args.max_new_tokens) or min(
+        args.batch_tokens, args.max_samples or 1, args.max_new_tokens or 1, args.shots + 1) < 1:
     parser.error("--batch-tokens, --max-samples and --max-new-tokens are 1 or more, --shots is 0 or more")
 if args.prompt_file and not args.prompt_file.is_file():
     parser.error(f"--prompt-file {args.prompt_file} is no file")
@@ -99,7 +100,6 @@ UNPARSED = "UNPARSED"  # the label of a generated answer that names no label, or
 SAMPLE_CHAT_TEMPLATE = "{% for message in messages %}user: {{ message.content }}\n{% endfor %}assistant:"
 PREDICTIONS_HEADER = ["id", "gold", "predicted", "llm_label", "llm_generated_label", "parse_method", "llm_confidence",
                       "label_mass", "raw_output", "prompt"]
-METRICS_HEADER = ["who", "metric", "value", "ci_low", "ci_high", "n"]
 CELLS = {(True, True): "both right", (True, False): "only the model right", (False, True): "only the LLM right",
          (False, False): "neither right"}  # (the model is right, the LLM is right) -> who is
 COLOURS = ("#009E73", "#0072B2", "#E69F00", "#999999")  # of these (Okabe & Ito 2008)
@@ -513,28 +513,28 @@ def ask(todo, known):
     bar.close()
 
 
-def metric_row(who, metric, value, n, draws=None):
+def metric_row(who, metric, value, n, draws=()):
     """A row of llm_metrics.csv; its interval is the middle 95 % of bootstrap samples (Efron 1979)."""
-    interval = (None, None) if draws is None else np.percentile(draws, [2.5, 97.5])
-    return dict(zip(METRICS_HEADER, (who, metric, value, *interval, n), strict=True))
+    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (None, None)
+    return {"who": who, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": n}
 
 
 def mean_row(who, metric, values):
     """The row of the mean of `values`, one per sample, with the samples' index; nothing of no sample."""
     drawn = common.bootstrap_weights(predictions.loc[values.index]) if len(values) else ()
-    draws = [weights @ values / weights.sum(axis=1) for weights in drawn]
-    return metric_row(who, metric, values.mean(), len(values), np.concatenate(draws) if draws else None)
+    means = [mean for weights in drawn for mean in weights @ values / weights.sum(axis=1)]
+    return metric_row(who, metric, values.mean(), len(values), means)
 
 
 def score_rows(who, judged):
     """The share of right answers, and the task's metrics but auroc, which takes probabilities."""
-    name, scores, draws = form["right_metric"], {}, {}
+    rows = [mean_row(who, form["right_metric"], judged["correct"])]
     if len(judged) > 1:
         judged = judged.join(predictions.filter(["group"]))  # where there is one, whole groups are drawn
         scores, draws = kind.metrics(judged, task), kind.resample(judged, task)
-    rows = [metric_row(who, metric, scores[metric], kind.examples_of(metric, judged), draws[metric])
-            for metric in dict.fromkeys([name, *task["metrics"]]) if metric in scores]
-    return rows if name in scores else [mean_row(who, name, judged["correct"]), *rows]
+        rows += [metric_row(who, metric, scores[metric], kind.examples_of(metric, judged), draws[metric])
+                 for metric in task["metrics"] if metric in scores and metric != form["right_metric"]]
+    return rows
 
 
 def paired_rows(who, cells, agree):
@@ -591,7 +591,7 @@ if form["parse"] and args.mode == "likelihood":
 if "image" in task and args.shots:
     raise UserError(f"--shots shows texts, and an example of {task['key']} would need its image: leave it out")
 args.mode = "generate" if form["parse"] else args.mode
-state = PartialState(cpu=device.type == "cpu", timeout=datetime.timedelta(days=1)) if PROCESSES > 1 else None
+state = PartialState(cpu=device.type == "cpu", timeout=datetime.timedelta(days=1))
 journal = folder / (f"llm_journal.{PROCESS}.jsonl" if PROCESS else "llm_journal.jsonl")
 append(journal, "\n" if journal.is_file() and not journal.read_bytes().endswith(b"\n") else "")
 for path in folder.glob("llm_journal*.jsonl") if args.overwrite and PROCESS == 0 else ():
@@ -622,7 +622,7 @@ instruction = f"{task.get('task', 'Give the text its label.')}\n{request}"
 # 3. The LLM. Of several processes the first one fetches, the others find it there.
 sees, new_tokens = "image" in task, args.max_new_tokens or form["new_tokens"]
 name_of_llm = args.llm or (DEFAULT_VLM if sees else DEFAULT_LLM)
-with state.main_process_first() if state else contextlib.nullcontext():
+with state.main_process_first():
     if sees:  # the images of the test questions, of the commit that the run was tested on
         wanted = task | {"splits": {"test": task["splits"]["test"]}, "revision": run["data"]["revision"]}
         common.read_source(wanted, common.CATALOG / "samples" if run["sample"] else args.data_dir, run["sample"],
@@ -658,8 +658,7 @@ print("---", flush=True)
 # 5. The answers. The journal holds a line of JSON per answer, in a file per process; its key says what an answer hangs
 #    on. A batch is asked anew if any answer of it is missing, so that a resumed run has the batches, and by that the
 #    roundings, of one that was not stopped.
-if state:
-    state.wait_for_everyone()
+state.wait_for_everyone()
 keys = [hashlib.sha256(json.dumps([name_of_llm, revision, precision, question, args.mode, llm.new_tokens]).encode()
                        ).hexdigest() for question in questions]
 known = {}
@@ -681,9 +680,8 @@ with torch.inference_mode():
     if len(todo) < len(batches):
         print(f"{len(batches) - len(todo)} of {len(batches)} batches are in the journal already")
     ask(todo, known)
-if state:  # each process has its share of the answers
-    known = {key: record for share in gather_object([known]) for key, record in share.items()}
-    state.destroy_process_group()
+known = {key: record for share in gather_object([known]) for key, record in share.items()}  # each process has a share
+state.destroy_process_group()
 if PROCESS > 0:
     sys.exit(0)
 records = [known[key] for key in keys]
@@ -745,8 +743,9 @@ if len(sheet):
 else:
     print("no errors.csv yet: run errors.py, then this script again, which takes its answers from the journal")
 common.write_json(folder / "run.json", common.read_run(folder) | {"llm": {
-    "name": name_of_llm, "revision": revision, "type": model.config.model_type, "parameters": model.num_parameters(),
-    "precision": precision, "mode": args.mode, "shots": len(shots), "samples": counted}})
+    "name": name_of_llm, "revision": revision, "card": common.model_card(name_of_llm), "type": model.config.model_type,
+    "parameters": model.num_parameters(), "precision": precision, "mode": args.mode, "shots": len(shots),
+    "samples": counted}})
 
 # 9. What is printed: all of llm_metrics.csv, and what to keep in mind.
 print(f"{task['title']}: {name_of_llm} beside {run['model']}")

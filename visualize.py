@@ -70,9 +70,6 @@ def name_of(model):
     return Path(model).name if Path(model).is_dir() else model
 
 
-# The pictures.
-
-
 def draw_curves(folders, path):
     """Draw the losses, and below them the score that chose the epoch, of each run folder in a colour of its own."""
     runs, scores, colors = [common.read_run(one) for one in folders], {}, PALETTE * len(folders)
@@ -102,14 +99,8 @@ def draw_curves(folders, path):
         names = [shorten(f"{Path(one['model']).name}, {one['dataset']}, seed {one['seed']}", 48) for one in runs]
         handles += [Line2D([], [], color=color, label=name) for name, color in zip(names, colors, strict=False)]
     figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(runs) == 1 else 1, columnspacing=1)
-    save(figure, path, common.describe_run(runs[0]) if len(runs) == 1 else f"{len(runs)} runs")
-
-
-def groups_of(gold):
-    """What colour and shape stand for: the gold label, a number's step, or what a kind of one row alone says."""
-    if is_number:
-        return pd.Series(kind.steps(gold.astype(float), task), gold.index)
-    return kind.groups(gold) if hasattr(kind, "groups") else gold
+    common.save_figure(figure, path, common.describe_run(runs[0]) if len(runs) == 1 else f"{len(runs)} runs")
+    print(f"wrote {path}")
 
 
 def group_styles(groups):
@@ -130,17 +121,20 @@ def group_styles(groups):
 def add_looks(table):
     """Add the columns group, legend, marker and color (RGBA, 0..1); returns colour and marker per legend entry.
 
-    Wrong samples are black crosses. A number's colour is blue at the lowest gold value and red at the highest, darker
-    the larger the error. Alpha: the confidence, 0.25 or more, so that an unsure prediction stays visible.
+    A group is a gold label, a number's step, or what a kind of one row alone says. Wrong samples are black crosses. A
+    number's colour is blue at the lowest gold value and red at the highest, darker the larger the error. Alpha: the
+    confidence, 0.25 or more, so that an unsure prediction stays visible.
     """
-    wrong, table["group"] = ~table["correct"], groups_of(table["gold"])
+    wrong = ~table["correct"]
     if is_number:
         styles = {"predicted on the gold step": (GREY, "o"), "predicted on another step": (GREY, "X")}
         table["legend"] = np.where(wrong, *reversed(styles))
         gold, predicted = (table[name].to_numpy(dtype=float) for name in ("gold", "predicted"))
+        table["group"] = kind.steps(gold, task)
         rgb, error = colormaps["coolwarm"]((gold - gold.min()) / (np.ptp(gold) or 1))[:, :3], np.abs(gold - predicted)
         rgb = rgb * (1 - error / (error.max() or 1))[:, None]
     else:
+        table["group"] = kind.groups(table["gold"]) if hasattr(kind, "groups") else table["gold"]
         styles = group_styles(table["group"])
         rest = list(styles)[-1]
         styles[WRONG] = ("#000000", "X")
@@ -168,8 +162,7 @@ def project(method, vectors):
 
 def scatter(axes, points, size):
     """Draw the points by their columns x, y, color and marker, the crosses of wrong samples last and larger."""
-    for marker in sorted(points["marker"].unique(), key="X".__eq__):
-        part = points[points["marker"] == marker]
+    for marker, part in sorted(points.groupby("marker", sort=False), key=lambda group: group[0] == "X"):
         axes.scatter(part["x"], part["y"], s=size * (1.8 if marker == "X" else 1), c=np.stack(part["color"]),
                      marker=marker, linewidths=0)
 
@@ -177,22 +170,16 @@ def scatter(axes, points, size):
 def finish(figure, path, shown, whole, styles, note):
     """Add the legend with the numbers of samples drawn and in all, and the colours of numbers; write the picture."""
     drawn, counts = shown["legend"].value_counts(), whole["legend"].value_counts()
-    names = {name: f"{shorten(name)}: {drawn.get(name, 0):,}" for name in styles}
-    if len(shown) < len(whole):
-        names = {name: f"{text} of {counts[name]:,}" for name, text in names.items()}
+    text = "{}: {:,} of {:,}" if len(shown) < len(whole) else "{}: {:,}"
+    names = [text.format(shorten(name), drawn.get(name, 0), counts.get(name, 0)) for name in styles]
     if is_number:
         gold = whole["gold"].astype(float)
         figure.colorbar(ScalarMappable(Normalize(gold.min(), gold.max()), "coolwarm"), ax=figure.axes, label="gold")
-    handles = [Line2D([], [], color=color, marker=marker, linestyle="", markersize=7, markeredgewidth=0,
-                      label=names[name]) for name, (color, marker) in styles.items()]
-    columns = min(4, max(1, int(figure.get_figwidth() / (0.45 + 0.066 * max(map(len, names.values()))))))
+    handles = [Line2D([], [], color=color, marker=marker, linestyle="", markersize=7, markeredgewidth=0, label=name)
+               for name, (color, marker) in zip(names, styles.values(), strict=True)]
+    columns = min(4, max(1, int(figure.get_figwidth() / (0.45 + 0.066 * max(map(len, names))))))
     figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(handles) // columns))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-    save(figure, path, note)
-
-
-def save(figure, path, note):
-    """Write the picture and say so."""
     common.save_figure(figure, path, note)
     print(f"wrote {path}")
 
@@ -230,8 +217,9 @@ def cells(rows, spec):
 
 def words(value):
     """What run.json lists, in words."""
-    pairs = value.items() if isinstance(value, dict) else []
-    return ", ".join([f"{name} {part:g}" for name, part in pairs if part is not None] or np.atleast_1d(value).tolist())
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part:g}" for name, part in value.items() if part is not None)
+    return ", ".join(np.atleast_1d(value))
 
 
 def rows_of(name, *numbers):
@@ -328,6 +316,8 @@ else:
 
 # 4. The test samples with their vectors; of the right ones up to --max-correct, each label in proportion.
 predictions = common.read_predictions(folder)
+if not (folder / "hidden_states.npz").is_file():
+    raise UserError(f"{folder / 'hidden_states.npz'} is missing; run evaluate.py again")
 texts = predictions[common.text_columns(task)].map(shorten, length=1000).to_dict("records")
 with np.load(folder / "hidden_states.npz", allow_pickle=False) as arrays:
     vectors = pd.DataFrame(arrays["vector"].astype(np.float64), index=arrays["id"])
@@ -358,8 +348,7 @@ for method in methods:
     axes.locator_params(nbins=5)
     if method == "tsne":
         axes.set(xticks=[], yticks=[])
-    finish(figure, folder / f"embedding_{method}.png", points, samples, styles,
-           common.describe_run(run, len(samples)))
+    finish(figure, folder / f"embedding_{method}.png", points, samples, styles, common.describe_run(run, len(samples)))
 
 # 6. explorer.html: the same points with their texts.
 if methods:
