@@ -626,7 +626,7 @@ class Kind:
     def figures(self, predictions: Table, task: Task, weights: Array) -> dict[str, Array]:
         """The metrics by name of samples in which example i occurs weights[:, i] times, (samples,) each."""
         counts = Counts(self.sets(predictions["gold"], task), self.sets(predictions["predicted"], task), weights)
-        names = [name for name in self.METRICS if self.NEEDS.get(name, "key") in task]
+        names = [name for name in self.METRICS if name not in self.NEEDS or self.NEEDS[name] in task]
         if "auroc" in task["metrics"] and f"prob_{task['positive']}" in predictions:
             positive = (predictions["gold"] == task["positive"]).to_numpy()
             counts.auroc = auroc(positive, predictions[f"prob_{task['positive']}"].to_numpy(np.float64), weights)
@@ -915,6 +915,9 @@ def fault_of(task: Task) -> str:
                for name, needs in kind.NEEDS.items()}
     faults |= {f"{name!r} is not among its labels": name not in labels for name in named}
     faults["raw_labels are not as many as labels"] = len(task.get("raw_labels", labels)) != len(labels)
+    faults |= {f"it has neither a {name} split nor a {name}_share, the part of train that is cut off for it":
+               "train" in task["splits"] and name not in task["splits"] and f"{name}_share" not in task
+               for name in ("validation", "test")}
     faults["it lacks labels"] = kind.closed_set and not labels
     faults["it lacks hub, or a read() in a file beside it"] = "hub" not in task and not hasattr(module, "read")
     return next((fault for fault, holds in faults.items() if holds), "")
@@ -966,7 +969,9 @@ def load_data(
               "digests": {name: hashlib.sha256(table.to_json().encode()).hexdigest() for name, table in splits.items()}}
     for name, table in splits.items():
         if table.empty:
-            raise UserError(f"{dataset}: the {name} split holds no example with a label and a text")
+            dropped = cleaned[name][1] if name in cleaned else {}
+            raise UserError(f"{dataset}: the {name} split holds no example with a label and a text; rows dropped: "
+                            f"{dropped}; a split whose labels are hidden is no test split")
         rng, strata, rows = np.random.default_rng(SPLIT_SEED), kind.strata(table, task), np.arange(len(table))
         if name == "train" and train_per_class:
             places = np.unique(strata, return_inverse=True)[1]
@@ -1029,6 +1034,8 @@ def read_hub(task: Task, data_dir: Path) -> tuple[dict[str, Table], str | None]:
             with loading(str(local), "mend the file, or move it away to have the hub's"):
                 tables[name] = read_jsonl(local)
             continue
+        if data_dir == CATALOG / "samples":
+            raise UserError(f"{task['key']} has no sample rows: {local} is missing")
         with loading(f"the dataset {hub}"):
             if "data_files" in task:
                 path = hf_hub_download(hub, task["data_files"][name], repo_type="dataset", revision=revision)

@@ -399,7 +399,7 @@ print(f"{timing['examples_per_second']:.0f} examples/s, {timing['tokens_per_seco
 seeds = {}
 for path in folder.parent.glob("seed*/metrics.csv") if "trained_on" not in run else ():
     other = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-    if all(other["args"][name] == trained[name] for name in trained.keys() - FREE):
+    if all(other["args"].get(name) == trained[name] for name in trained.keys() - FREE):
         seeds[other["seed"]] = common.read_csv(path, ("value",)).set_index("metric")["value"]
 if len(seeds) > 1:
     values = pd.DataFrame(seeds)

@@ -224,8 +224,9 @@ class RunLog(TrainerCallback):
                          **{name: evaluation[name] for name in self.eval_columns if name in evaluation},
                          **{name: train[name] for name in ("learning_rate", "seconds", "samples_per_second")}})
         history = pd.DataFrame(rows)
-        steps = pd.DataFrame([row for row in state.log_history if "loss" in row],
-                             columns=["step", "epoch", "loss", "grad_norm", "learning_rate"])
+        logs = [row for row in state.log_history if "loss" in row]
+        columns = dict.fromkeys(["step", "epoch", "loss", "grad_norm", "learning_rate", *(logs[-1] if logs else [])])
+        steps = pd.DataFrame(logs, columns=[*columns])
         if PROCESS == 0:
             common.write_csv(self.folder / "history.csv", history)
             common.write_csv(self.folder / "steps.csv", steps)
@@ -328,7 +329,8 @@ changed = [f"--{name.replace('_', '-')} {before['args'].get(name)}, now {value}"
 is_again = before and before["finished"] and not changed and not args.overwrite and not args.resume
 if before and not is_again and not args.resume and not args.overwrite:
     state = "a finished" if before["finished"] else "an unfinished"
-    raise UserError(f"{folder} holds {state} run; --overwrite replaces it"
+    other = f" of other flags ({'; '.join(changed)})" * bool(changed)
+    raise UserError(f"{folder} holds {state} run{other}; --overwrite replaces it"
                     + ", --resume goes on with it" * (not before["finished"] and bool(whole)))
 if args.resume and (not before or before["finished"] or not whole):
     what = "a finished run" if before and before["finished"] else "no checkpoint"
