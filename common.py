@@ -1626,9 +1626,9 @@ def decode(path: Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def read_sections(path: Path) -> dict[str, str]:
-    """{heading: text} of a file in Markdown, by its `## ` headings."""
-    _, *parts = re.split(r"^##(?!#)[ \t]*(.*?)[ \t#]*$", decode(path).replace("\r", ""), flags=re.MULTILINE)
+def sections_of(markdown: str) -> dict[str, str]:
+    """{heading: text} by the `## ` headings."""
+    _, *parts = re.split(r"^##(?!#)[ \t]*(.*?)[ \t#]*$", markdown.replace("\r", ""), flags=re.MULTILINE)
     return {title: part.strip() for title, part in zip(parts[::2], parts[1::2], strict=True)}
 
 

@@ -270,8 +270,8 @@ def missing_in_report():
         if not any(folder.glob(name)):
             yield f"{name}: run visualize.py"
     notes, report = folder / "report_notes.md", folder / "report.tex"
-    parts = common.read_sections(notes) if notes.is_file() else {}
-    if empty := [title for title, text in parts.items() if not re.sub("(?s)<!--.*?-->", "", text).strip()]:
+    text = re.sub("(?s)<!--.*?-->", "", common.decode(notes)) if notes.is_file() else ""
+    if empty := [title for title, part in common.sections_of(text).items() if not part]:
         yield f"your text in report_notes.md: {'; '.join(empty)}"
     newer = [path.name for path in (notes, folder / "errors.csv", folder / "llm_metrics.csv")
              if path.is_file() and report.is_file() and path.stat().st_mtime > report.stat().st_mtime]

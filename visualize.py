@@ -189,7 +189,7 @@ def finish(figure, path, shown, whole, styles, note):
 
 def to_latex(text):
     """`text` on one line, so that LaTeX prints every character or names it: templates/report.tex defines \\uc."""
-    text = re.sub(r"[\x00-\x20\x7f-\xa0\u2028\u2029]", " ", text)
+    text = re.sub(r"[\x00-\x20\x7f-\xa0\u2028\u2029]+", " ", text)
     text = re.sub(r"[^\s/_]{25,}", lambda word: re.sub(".{8}", "\\g<0>\0", word[0]), text).replace("/", "/\0")
     text = text.replace("_", "_\0")  # \0: where a line may break
     text = LATEX_SPECIAL.sub(lambda found: f"\\uc{{{ord(found[0]):X}}}", text).replace("\0", r"\allowbreak{}")
@@ -378,11 +378,11 @@ if methods:
 blank = TEMPLATES / "report_notes.md"
 if not (folder / "report_notes.md").is_file():
     common.write_text(folder / "report_notes.md", blank.read_text(encoding="utf-8"))
-asked = {title: re.sub("<!--|-->", "", hint).strip() for title, hint in common.read_sections(blank).items()}
-notes = {}
-for title, text in common.read_sections(folder / "report_notes.md").items():
-    parts = re.split(r"\n\s*\n|\n(?=\s*[-*] )", re.sub("(?s)<!--.*?-->", "", text))  # a dash begins a paragraph
-    notes[title] = [part for part in parts if part.strip()]
+asked = {title: re.sub("<!--|-->", "", hint).strip()
+         for title, hint in common.sections_of(common.decode(blank)).items()}
+written = common.sections_of(re.sub("(?s)<!--.*?-->", "", common.decode(folder / "report_notes.md")))
+notes = {title: [part for part in re.split(r"\n\s*\n|\n(?=\s*[-*] )", text) if part.strip()]  # a dash begins one
+         for title, text in written.items()}
 
 # 8. The facts of the report: the run's tables as they are, and what has to be counted or looked up.
 metrics = common.read_csv(folder / "metrics.csv", (

@@ -20,7 +20,7 @@ def test_small_shapes_run_through_and_the_equalities_hold(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "tests/gpu.py", tmp_path, "--small"], text=True, check=False,
                           capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = re.findall(r"(?m)^\| (.*) \| (\S+) \|$", done.stdout.split("Equalities")[1].split("\n\nwaits")[0])
+    found = re.findall(r"(?m)^\| (.*) \| (\S+) \|$", done.stdout.split("Equalities")[1].split("\n\nequalities")[0])
     differences = {what: float(value) for what, value in found if what != "what"}
     for what, bound in BOUNDS.items():
         values = [value for name, value in differences.items() if name.startswith(what)]

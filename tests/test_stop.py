@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 import common
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "2"))
 TRAIN = ["--dataset", "mrpc", "--sample", "--precision", "fp32", "--max-train-samples", "40"]
 LONG = [*TRAIN, "--num-train-epochs", 5 * KILLS, "--save-steps", 1, "--keep-epochs", 0, 2 * KILLS, 5 * KILLS]
 SHORT = [*TRAIN, "--num-train-epochs", "4"]  # three updates an epoch
@@ -230,7 +230,7 @@ def test_one_run_per_folder_at_a_time_and_a_killed_ones_is_free(whole, tmp_path,
 
     def compute_loss(*given, **named):
         other = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "filelock._error.Timeout" in other.stderr and not other.stdout
+        assert "could not be acquired" in other.stderr and not other.stdout
         raise KeyboardInterrupt
 
     monkeypatch.setattr(common.CustomTrainer, "compute_loss", compute_loss)
