@@ -1691,7 +1691,7 @@ def new_figure(width: float = 4.0, height: float = 3.0, **subplots: Any) -> tupl
 def save_figure(figure: Any, path: Path, note: str = "") -> None:
     """Write `figure` as PNG at 200 dpi with `note` below it; what no font can draw becomes a box."""
     if note:
-        figure.supxlabel(textwrap.fill(note, int(16 * figure.get_figwidth())), fontsize=9, color="0.4")
+        figure.supxlabel(textwrap.fill(note, int(14 * figure.get_figwidth())), fontsize=9, color="0.4")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         write_whole(path, lambda part: figure.savefig(part, dpi=200))
