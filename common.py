@@ -1644,6 +1644,8 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] 
     if not path.is_file():
         raise UserError(f"{path} is missing" + "; the script that writes it has not been run on this run yet" * ours)
     text, is_tsv = decode(path), path.suffix.lower() == ".tsv"
+    if not is_tsv and text.count('"') % 2:
+        print(f"{path} has an odd number of quotation marks: is a cell unclosed, which takes in the rows after it?")
     csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's default of 131,072 characters
     for delimiter in "\t" if is_tsv else ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
