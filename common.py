@@ -1695,7 +1695,7 @@ def save_figure(figure: Any, path: Path, note: str = "") -> None:
     if note:
         figure.supxlabel(textwrap.fill(note, int(14 * figure.get_figwidth())), fontsize=9, color="0.4")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
+        warnings.filterwarnings("ignore", "Glyph|Matplotlib currently")
         write_whole(path, lambda part: figure.savefig(part, dpi=200))
 
 

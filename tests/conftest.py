@@ -32,6 +32,7 @@ def run(script: str, *flags: object) -> int:
     except SystemExit as end:
         return end.code or 0
     finally:
+        gc.collect()  # a process that ends lets go of its lock
         sys.argv = argv
         torch.set_num_threads(1)
     return 0
