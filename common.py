@@ -1417,23 +1417,22 @@ def predict(model: Any, dataset: TokenDataset, kind: Kind, batch_size: int, prec
     """
     rows = np.argsort(-dataset.lengths, kind="stable")[PROCESS::PROCESSES]
     parts, done, total, start = [], 0, torch.zeros((), device=model.device), time.perf_counter()
-    bar = progress(None, "prediction", total=len(rows))
-    while done < len(rows):
-        picked = rows[done:done + batch_size]
-        batch = dataset.collate([dataset[i] for i in picked])  # while a GPU is still at work on the batch before
-        parts[-1:] = map(to_host, parts[-1:])
-        try:
-            outputs, logits, vectors = forward(model, batch, kind, precision)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error) or len(picked) == 1:
-                raise
-            batch_size = -(-len(picked) // 2)
-            continue
-        total += loss(outputs, batch["labels"].to(model.device)) if loss else 0
-        parts.append((picked, logits, vectors))
-        done += len(picked)
-        bar.update(len(picked))
-    bar.close()
+    with progress(None, "prediction", total=len(rows)) as bar:
+        while done < len(rows):
+            picked = rows[done:done + batch_size]
+            batch = dataset.collate([dataset[i] for i in picked])  # while a GPU is still at work on the batch before
+            parts[-1:] = map(to_host, parts[-1:])
+            try:
+                outputs, logits, vectors = forward(model, batch, kind, precision)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or len(picked) == 1:
+                    raise
+                batch_size = -(-len(picked) // 2)
+                continue
+            total += loss(outputs, batch["labels"].to(model.device)) if loss else 0
+            parts.append((picked, logits, vectors))
+            done += len(picked)
+            bar.update(len(picked))
     parts[-1:] = map(to_host, parts[-1:])
     total, seconds = total.item(), time.perf_counter() - start
     if PROCESSES > 1:

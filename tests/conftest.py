@@ -38,6 +38,13 @@ def run(script: str, *flags: object) -> int:
     return 0
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that two workers end at about the same time."""
+    longest = ["test_loop", "test_llm", "test_stop", "test_hub", "test_evaluate", "test_processes", "test_gpu",
+               "test_catalog", "test_report", "test_notebook", "test_readme", "test_train"]
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+
+
 @pytest.fixture(scope="session")
 def shared_dir():
     """Real rows and a stand-in for the hub, kept beside the project; tests skip where they are missing."""
