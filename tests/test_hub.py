@@ -153,7 +153,6 @@ def loading_script(root):
 
 NO_DATA, NO_MODEL = "could not load the dataset nyu-mll/glue: ", "could not load the model own/tiny: "
 FAULTS = {  # name: (flags, change to the healthy hub, switches, exit code, what is said)
-    "line dropped": (DATA, None, ["--fail-after", 2, "--fail-times", 999], 2, NO_DATA),
     "slow": (DATA, None, ["--slow", 600_000], 0, ""),
     "gated": (DATA, write(f"{DATASET}/.gated", b""), [], 2, "accepted on its page and `hf auth login`"),
     "no such model": ([*WEIGHTS, "--model", "own/none"], None, [], 2, "could not load the model own/none: "),
@@ -180,7 +179,7 @@ def test_a_fault_of_the_hub(client, healthy, tmp_path, name):
     assert len(lines) == bool(said)
     assert said in "".join(lines)
     assert not (root / "ran").exists()  # code of the hub
-    if name in ("line dropped", "data cut short"):
+    if name == "data cut short":
         assert client("train", [*flags, "--overwrite"], [healthy])[0] == 0
 
 

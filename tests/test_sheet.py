@@ -13,7 +13,7 @@ from test_errors import fill_in, make_run, prediction
 
 import common
 
-QUIET = settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck), derandomize=True)
+QUIET = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
     ["=1+1", "'=1", "-x", "@user", "\tx", "\r", "a,b;c\td", 'say "hi"', "two\nlines", "-1.5", "“q”", "\ufeffx", "＝1"])
 RESAVED = st.fixed_dictionaries({
