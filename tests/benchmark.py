@@ -209,7 +209,7 @@ def measure_training(name, dataset, rows, seed, runs):
         seconds = sum(float(row[header.index("seconds")]) for row in body)
     else:
         lines = clocked(as_peer(name, dataset, rows, seed))
-        said = [(when, json.loads(line)) for when, line in lines if line.startswith("{")]
+        said = [(when, json.loads(line)) for when, line in lines if line.startswith('{"')]
         epochs, seconds = [(when, one["accuracy"]) for when, one in said], sum(one["seconds"] for _, one in said)
     examples = sum(1 for _ in (rows / "train.jsonl").open()) * len(epochs)
     return {"target": next((when for when, score in epochs if score >= options.target), None), "end": lines[-1][0],
@@ -219,7 +219,7 @@ def measure_training(name, dataset, rows, seed, runs):
 def measure_inference(name, dataset, rows, seed, runs):
     """Examples per second."""
     if name != "ours":
-        line = next(line for _, line in clocked(as_peer(name, dataset, rows, seed)) if line.startswith("{"))
+        line = next(line for _, line in clocked(as_peer(name, dataset, rows, seed)) if line.startswith('{"'))
         return {"speed": json.loads(line)["examples_per_second"]}
     clocked([sys.executable, "evaluate.py", "--dataset", dataset, "--runs-dir", str(runs), "--model", options.model,
              "--precision", options.precision])
