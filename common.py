@@ -892,7 +892,8 @@ def find_task(dataset: str, text_column: list[str] | None = None, label_column: 
                 "why": "one file: 80/10/10, stratified by label with a fixed seed"}
     if dataset not in catalog():
         near = ", ".join(difflib.get_close_matches(dataset, catalog(), 3, 0.4)) or "see python train.py --list"
-        raise UserError(f"no dataset {dataset!r} in the catalog ({near}), and no {', '.join(OWN_FILES)} file")
+        raise UserError(f"no dataset {dataset!r} in the catalog ({near}), and no {', '.join(OWN_FILES)} file; a "
+                        "spreadsheet is saved as CSV UTF-8")
     task = dict(catalog()[dataset])
     if fault := fault_of(task):
         raise UserError(f"catalog/{task['row_file']}.toml, [{dataset}]: {fault}")
@@ -1643,8 +1644,6 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] 
     if not path.is_file():
         raise UserError(f"{path} is missing" + "; the script that writes it has not been run on this run yet" * ours)
     text, is_tsv = decode(path), path.suffix.lower() == ".tsv"
-    if not is_tsv and text.count('"') % 2:
-        print(f"{path} has an odd number of quotation marks: is a cell unclosed, which takes in the rows after it?")
     csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's default of 131,072 characters
     for delimiter in "\t" if is_tsv else ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
@@ -1656,12 +1655,15 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] 
     else:
         header = next(csv.reader(io.StringIO(text, newline="")), [])
         missing = ", ".join(sorted(set(required) - set(header)))
-        raise UserError(f"{path} has no column {missing}; its first line has {', '.join(header)}")
+        raise UserError(f"{path} has no column {missing}; its first line, which names them, has {', '.join(header)}")
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice; rename one")
     for number, row in enumerate(rows, start=2):
         if len(row) > len(header):
             raise UserError(f"{path}, row {number} has {len(row)} cells under {len(header)} column names")
+        within = [line.count(delimiter) for cell in row for line in cell.split("\n")[1:-1]]
+        if len(within) > 2 and {*within} == {len(header) - 1} != {0}:
+            print(f"{path}, row {number}: a cell holds {len(within)} lines that look like rows; is a quote lost?")
     cells = [[*(map(unescape_formula, row) if ours else row), *[""] * (len(header) - len(row))] for row in rows]
     table = pd.DataFrame(cells, columns=header, dtype=object)
     for name in header:

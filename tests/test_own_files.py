@@ -207,3 +207,11 @@ def test_a_file_without_labels_is_predicted(films):
     assert table[["text", "label"]].to_numpy().tolist() == labelled[["text", "predicted"]].to_numpy().tolist()
     assert table["confidence"].to_numpy() == pytest.approx(labelled["confidence"].to_numpy(), abs=1e-6)
     assert not {"gold", "correct", "gold_confidence"} & set(table.columns)
+
+
+def test_a_lost_quotation_mark_that_takes_in_rows_is_mentioned(tmp_path, capsys):
+    lines = [f"text {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    lines[5], lines[20] = '"' + lines[5], '"' + lines[20]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *lines]))
+    common.read_csv(tmp_path / "a.csv", required=["text", "label"], ours=False)
+    assert "row 7: a cell holds 14 lines that look like rows" in capsys.readouterr().out
