@@ -62,7 +62,7 @@ def test_what_spreadsheets_write_is_read(tmp_path, capsys, name, content):
     ("one left.csv", rows(text=lambda i: f"t {i}" if i % 2 else ""), "all training examples that are left"),
     ("long row.csv", rows() + "a,b,c\n", "row 42 has 3 cells under 2 column names"),
     ("twice.csv", rows(header="text,text,label", label=lambda i: "a,b"), "the column 'text' twice"),
-    ("missing.csv", rows(header="texts,label"), "no column text; its first line has texts, label"),
+    ("missing.csv", rows(header="texts,label"), "no column text; its first line, which names them, has texts, label"),
     ("sheet.csv", b"PK\x03\x04\0\0\xff", "save the sheet as CSV UTF-8"),
     ("cut.jsonl", objects("ab" * 20) + '{"text": "a', "line 41 is no JSON object"),
     ("numbers.jsonl", objects("ab" * 20).replace('"text 7"', "7"), "holds 1 cells that are no text, such as 7 in row"),
