@@ -1342,8 +1342,8 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
         mask_token="[MASK]", model_max_length=512, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
 
-def usable_length(tokenizer: Any, model: Any, wanted: int) -> int:
-    """`wanted` tokens; UserError where the model has fewer positions, or special tokens leave no room for a text."""
+def check_length(tokenizer: Any, model: Any, wanted: int) -> None:
+    """UserError where the model has fewer than `wanted` positions, or special tokens leave no room for a text."""
     positions = getattr(model.config, "max_position_embeddings", None) or wanted
     for name, module in model.named_modules():  # RoBERTa and its like count positions from pad_token_id + 1 on
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -1352,7 +1352,6 @@ def usable_length(tokenizer: Any, model: Any, wanted: int) -> int:
     least = 4 * tokenizer.num_special_tokens_to_add(pair=True) + 1
     if not least <= wanted <= most:
         raise UserError(f"--max-length {wanted} is not from {least} to {most}, which this model takes")
-    return wanted
 
 
 def model_revision(name: str) -> str | None:
@@ -1418,7 +1417,7 @@ def predict(model: Any, dataset: TokenDataset, kind: Kind, batch_size: int, prec
     """
     rows = np.argsort(-dataset.lengths, kind="stable")[PROCESS::PROCESSES]
     parts, done, total, start = [], 0, torch.zeros((), device=model.device), time.perf_counter()
-    with progress(None, "prediction", total=len(rows)) as bar:
+    with progress("prediction", total=len(rows)) as bar:
         while done < len(rows):
             picked = rows[done:done + batch_size]
             batch = dataset.collate([dataset[i] for i in picked])  # while a GPU is still at work on the batch before
@@ -1456,7 +1455,8 @@ def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str
             ) -> tuple[Any, Tensor, Tensor]:
     """The model's outputs of one batch; logits (kind.logits) and head vectors (kind.head_vectors), float32.
 
-    A vector is the input of the head's last linear layer; where that is one per token, the token that the head reads.
+    A vector is the input of the head's last linear layer; where that is one per token, of the token that the head
+    reads, or the mean over all that it takes the mean of.
     """
     seen: list[Any] = []
     hook = head_layer(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -1482,9 +1482,9 @@ def head_layer(model: Any) -> tuple[str, Any]:
     return (of_head or layers)[-1]
 
 
-def progress(steps: Any, label: str, **options: Any) -> Any:
-    """A tqdm bar over `steps`; where stderr is no terminal (a notebook's shell cell, a file) it writes few lines."""
-    return tqdm(steps, desc=label, leave=False, dynamic_ncols=True, disable=PROCESS > 0,
+def progress(label: str, **options: Any) -> Any:
+    """A tqdm bar; where stderr is no terminal (a notebook's shell cell, a file) it writes few lines."""
+    return tqdm(desc=label, leave=False, dynamic_ncols=True, disable=PROCESS > 0,
                 mininterval=0.2 if sys.stderr.isatty() else 10.0, **options)
 
 

@@ -491,7 +491,7 @@ def append(path, text):
 
 def ask(todo, known):
     """Ask the batches `todo`, positions in `questions`; the journal and `known` get a record per answer."""
-    bar = common.progress(None, "LLM answers", total=sum(map(len, todo)))
+    bar = common.progress("LLM answers", total=sum(map(len, todo)))
     while todo:
         batch, start = todo.popleft(), time.perf_counter()
         try:

@@ -173,7 +173,7 @@ class RunLog(TrainerCallback):
     def on_epoch_begin(self, args, state, _control, **_):
         """Begin the epoch's bar, where it was left if the run is resumed."""
         updates, epochs = math.ceil(state.max_steps / args.num_train_epochs), math.ceil(args.num_train_epochs)
-        self.bar = common.progress(None, f"epoch {state.global_step // updates + 1}/{epochs}", total=updates,
+        self.bar = common.progress(f"epoch {state.global_step // updates + 1}/{epochs}", total=updates,
                                    initial=state.global_step % updates)
 
     def on_step_end(self, _args, state, control, **_):
@@ -369,7 +369,7 @@ with PartialState(cpu=device.type == "cpu").main_process_first() if PROCESSES > 
         tokenizer, model = common.build_sample_model(data, args.dropout)
     else:
         tokenizer, model = common.load_model(args.model, task, args.dropout)
-common.usable_length(tokenizer, model, args.max_length)
+common.check_length(tokenizer, model, args.max_length)
 train_set = kind.encode(train, task, tokenizer, args.max_length)
 train_set.window = 50 if args.group_by_length else 1
 validation_set = kind.encode(validation, task, tokenizer, args.max_length)

@@ -124,13 +124,13 @@ def test_pairs_have_token_types_where_the_model_takes_them(families, name, types
 
 def test_no_more_tokens_than_the_model_has_places_for(families, tmp_path, capsys):
     tokenizer, model = common.load_model(str(families / "roberta_nolimit"), TASK)  # 66 places, 2 before the first
-    assert common.usable_length(tokenizer, model, 64) == 64
+    common.check_length(tokenizer, model, 64)
     assert forward(model, encode(tokenizer, ["good " * 80], max_length=64), [0])[0].shape == (1, 2)
     for wanted in (65, 3):  # too many, and no room for a text
         with pytest.raises(UserError):
-            common.usable_length(tokenizer, model, wanted)
+            common.check_length(tokenizer, model, wanted)
         assert "--max-length" in (line := capsys.readouterr().err) and "to 64" in line
-    assert common.usable_length(*common.load_model(str(make("XLNet", tmp_path)), TASK), 500) == 500  # -1 is no limit
+    common.check_length(*common.load_model(str(make("XLNet", tmp_path)), TASK), 500)  # -1 is no limit
 
 
 def test_word_tokenizer_is_a_function_of_its_texts():
