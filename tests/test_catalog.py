@@ -3,7 +3,6 @@
 import gc
 import itertools
 import re
-import shutil
 import tomllib
 
 import numpy as np
@@ -152,7 +151,15 @@ def test_published_scores_are_sound():
 
 
 def test_a_paper_has_one_entry():
+    """Of the same authors, year and first word of the title all wordings lead to one link."""
     papers = common.read_csv(common.CATALOG / "papers.csv", ours=False)
+    cites = {*papers["cite"], *SCORES["cite"], *(one for task in CATALOG.values() for one in task["cite"].split("; "))}
+    wordings = {}
+    for cite in cites:
+        if found := re.match(r"([\w' -]+?)(?:,| and| et al\.)[^()]*\((\d{4})\), ([\w-]+)", cite):
+            wordings.setdefault(found.groups(), set()).add(cite)
+    links = {**dict(SCORES[["cite", "url"]].to_numpy()), **dict(papers[["cite", "url"]].to_numpy())}
+    assert [same for same in wordings.values() if len({links.get(cite) for cite in same}) > 1] == []
     assert papers["key"].map(lambda key: bool(re.fullmatch(r"[a-z0-9_-]*", key))).all()
     for name in ("key", "cite", "url"):
         assert not papers.loc[papers[name] != "", name].duplicated().any()
@@ -162,25 +169,6 @@ def test_a_paper_has_one_entry():
 # --- Entries of one's own --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_catalog(tmp_path, monkeypatch):
-    """A function that makes mrpc's entry, changed, the only one of a catalog, as toy.toml's key mine."""
-    def make(**changes):
-        entry = tomllib.loads((common.CATALOG / "mrpc.toml").read_text("utf-8"))["mrpc"] | changes
-        lines = [f"{name} = {{ {', '.join(f'{k} = {v!r}' for k, v in value.items())} }}" if isinstance(value, dict)
-                 else f"{name} = {value!r}" for name, value in entry.items() if value is not None]
-        for name in ("scores.csv", "samples/nyu-mll/glue/mrpc"):
-            (shutil.copytree if "/" in name else shutil.copy)(common.CATALOG / name, (tmp_path / "catalog" / name))
-        (tmp_path / "catalog/toy.toml").write_text("[mine]\n" + "\n".join(lines) + "\n", encoding="utf-8")
-        monkeypatch.setattr(common, "CATALOG", tmp_path / "catalog")
-        common.catalog.cache_clear()
-
-    (tmp_path / "catalog").mkdir()
-    yield make
-    monkeypatch.undo()
-    common.catalog.cache_clear()
-
-
 @pytest.mark.parametrize(("changes", "said"), [
     ({"why": None, "cite": None}, "it lacks why, cite"), ({"metrics": ["accuracy", "bleu"]}, "no metric 'bleu' among"),
     ({"kind": "parsing"}, "no kind 'parsing' among"), ({"positive": None}, "f1 needs 'positive'"),
@@ -188,16 +176,17 @@ def own_catalog(tmp_path, monkeypatch):
     ({"raw_labels": ["0"]}, "raw_labels are not as many as labels"), ({"hub": None}, "it lacks hub, or a read()"),
     ({"labels": None, "positive": None, "metrics": ["accuracy"]}, "it lacks labels")])
 def test_an_entry_that_lacks_or_misnames_something_is_refused_by_file_and_key(
-        own_catalog, tmp_path, capsys, changes, said):
-    own_catalog(**changes)
+        tmp_path, monkeypatch, capsys, changes, said):
+    entry = {name: value for name, value in (CATALOG["mrpc"] | changes).items() if value is not None}
+    monkeypatch.setitem(CATALOG, "mine", entry)
     assert run("train", "--dataset", "mine", *SMALL, "--runs-dir", tmp_path / "runs") == 2
     line, = capsys.readouterr().err.splitlines()
-    assert f"catalog/toy.toml, [mine]: {said}" in line
+    assert f"catalog/mrpc.toml, [mine]: {said}" in line
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_entry_without_published_scores_is_trained_and_tested(own_catalog, tmp_path):
-    own_catalog(metrics=["macro_f1", "f1_equivalent"])
+def test_an_entry_without_published_scores_is_trained_and_tested(monkeypatch, tmp_path):
+    monkeypatch.setitem(CATALOG, "mine", CATALOG["mrpc"] | {"key": "mine", "metrics": ["macro_f1", "f1_equivalent"]})
     assert run("train", "--dataset", "mine", *SMALL, "--run", tmp_path / "run") == 0
     assert run("evaluate", "--run", tmp_path / "run", "--baselines") == 0
     metrics = pd.read_csv(tmp_path / "run/metrics.csv")
