@@ -9,7 +9,6 @@
 Try it:  python train.py --dataset mrpc --sample && python evaluate.py --dataset mrpc --sample
 """
 
-import codecs
 import csv
 import difflib
 import functools
@@ -30,7 +29,7 @@ import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -1071,20 +1070,19 @@ def fetch(path: Path, url: str = "", how: str = "") -> Path:
     if not url:
         raise UserError(f"{path} is missing and can't be fetched; put it there by hand: {how}")
     print(f"fetching {url} to {path}")
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def download(part: Path) -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "common.py"})  # some servers refuse urllib's own
         with urllib.request.urlopen(request, timeout=60) as reply, part.open("wb") as file:
             shutil.copyfileobj(reply, file)
             if file.tell() < int(reply.headers["Content-Length"] or 0):  # a connection that breaks off raises nothing
                 raise OSError(f"{file.tell()} of {reply.headers['Content-Length']} bytes came")
-        part.rename(path)
+
+    try:
+        write_whole(path, download)
     except OSError as error:
         raise UserError(f"could not fetch {url}: {error}; put the file at {path} by hand, or go on without: --sample"
                         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -1266,6 +1264,8 @@ def load_model(name: str, task: Task, dropout: float | None = None, own: bool = 
             setattr(config, key, value)
         if kind.model_types and config.model_type not in kind.model_types:
             raise UserError(f"{task['kind']} takes a {' or '.join(kind.model_types)} model, not {config.model_type}")
+        if config.model_type in ("fnet", "yoso"):  # they mix padding in with the tokens
+            raise UserError(f"a {config.model_type} model sees the padding, so its figures hang on the batches")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         adapt(config, tokenizer, dropout)
         model, report = getattr(transformers, kind.auto_class).from_pretrained(
@@ -1498,29 +1498,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name.strip("/").replace("/", "--")) or "unnamed"
 
 
-def published(task: Task, metric: str, parameters: int) -> list[dict[str, Any]]:
-    """The figures of catalog/scores.csv, in points: the paper's and the leaderboard's, and all checked references.
-
-    Of several for a role the one that is checked and of the size nearest to a model of `parameters`; references in that
-    order. `differs` says in what one differs from ours and how, `model` whether it was not checked.
-    """
-    sizes = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # fewer parameters than this
-    ours, split = next(name for name in sizes if parameters < sizes[name]), task["splits"].get("test", "a cut of train")
-    table = pd.read_csv(CATALOG / "scores.csv", keep_default_na=False)
-    scores = table[(table["key"] == task["key"]) & (table["metric"] == metric)].to_dict("records")
-    places = {name: abs(place - [*sizes].index(ours)) for place, name in enumerate(sizes)}
-    scores.sort(key=lambda score: (not score["checked"], places.get(score["size"], 9)))
-    for score in scores:
-        facts = {"source": "its source was not checked" * (not score["checked"]),
-                 "split": f"its split is {score['split']} and ours {split}" * (score["split"] != split),
-                 "size": f"its model is of size {score['size']} and ours {ours}" * (score["size"] != ours),
-                 "way": score["note"] if score["checked"] else ""}
-        score |= {"differs": {name: fact for name, fact in facts.items() if fact},
-                  "model": score["model"] + ", unchecked" * (not score["checked"])}
-    first = [[score for score in scores if score["role"] == role][:1] for role in ("paper", "leaderboard")]
-    return [*chain(*first), *(score for score in scores if score["role"] == "reference" and score["checked"])]
-
-
 def find_run(args: Any) -> tuple[Path, dict[str, Any]]:
     """The finished run that --run, or --dataset, --model and --seed name, and its run.json; the newest one of several.
 
@@ -1565,11 +1542,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror}; what was written before is whole") from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -1616,7 +1590,7 @@ def write_csv(path: Path, table: Table) -> None:
 def decode(path: Path) -> str:
     """A text file: UTF-8, UTF-16 where it says so, or, where neither fits, Windows-1252 (printed)."""
     content = path.read_bytes()
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="surrogatepass")
     except UnicodeDecodeError:
@@ -1661,9 +1635,6 @@ def read_csv(path: Path, numbers: tuple[str, ...] = (), required: Iterable[str] 
     for number, row in enumerate(rows, start=2):
         if len(row) > len(header):
             raise UserError(f"{path}, row {number} has {len(row)} cells under {len(header)} column names")
-        within = [line.count(delimiter) for cell in row for line in cell.split("\n")[1:-1]]
-        if len(within) > 2 and {*within} == {len(header) - 1} != {0}:
-            print(f"{path}, row {number}: a cell holds {len(within)} lines that look like rows; is a quote lost?")
     cells = [[*(map(unescape_formula, row) if ours else row), *[""] * (len(header) - len(row))] for row in rows]
     table = pd.DataFrame(cells, columns=header, dtype=object)
     for name in header:

@@ -29,8 +29,6 @@ if args.n < 1:
 if args.sheet and not args.sheet.is_file():
     parser.error(f"--sheet {args.sheet}: there is no such file")
 
-import difflib
-import itertools
 import math
 import re
 import sys
@@ -76,10 +74,10 @@ def types_of_labels(wrong, task):
 def types_of_sets(wrong, _task):
     """`missing a, b; extra c`."""
     types = []
-    for gold, predicted in zip(wrong["gold"].str.split(" | ", regex=False),
-                               wrong["predicted"].str.split(" | ", regex=False), strict=True):
-        names = {"missing": [name for name in gold if name not in [*predicted, "none"]],
-                 "extra": [name for name in predicted if name not in [*gold, "none"]]}
+    for cells in zip(wrong["gold"], wrong["predicted"], strict=True):
+        gold, predicted = ([name for name in cell.split(" | ") if name != "none"] for cell in cells)
+        names = {"missing": [name for name in gold if name not in predicted],
+                 "extra": [name for name in predicted if name not in gold]}
         types.append("; ".join(f"{what} {', '.join(found)}" for what, found in names.items() if found))
     return types
 
@@ -156,22 +154,11 @@ def fold(text):
     return " ".join(unicodedata.normalize("NFKC", text).translate(STRAIGHT_QUOTES).casefold().split())
 
 
-def column_name(cell):
-    """The name of a column of ours however it is spelled (`Gold Confidence`), any other as it stands."""
-    name = fold(cell).replace(" ", "_")
-    return name if name in {*COMPUTED, *ANNOTATIONS, *LLM} else cell.strip()
-
-
 def read_sheet(path):
-    """The sheet as a spreadsheet left it, all of it text: columns in any order and spelling, and those added."""
-    # read_csv takes the names of columns as the file spells them: these are looked for in its first cells
-    head = path.read_bytes()[:10_000].translate(None, b"\0\xef\xbb\xbf\xff\xfe").decode("latin-1")
-    spelled = {column_name(cell): cell for cell in reversed(re.split(r'[,;\t\r\n"]+', head))}
-    sheet = common.read_csv(path, required=[spelled.get(name, name) for name in ("id", "input")])
+    """The sheet as a spreadsheet left it, all of it text: columns in any order, and those added."""
+    sheet = common.read_csv(path, required=["id", "input"])
     named = [bool(name.strip()) or sheet.iloc[:, i].str.strip().any() for i, name in enumerate(sheet.columns)]
-    sheet.columns = [column_name(name) or f"column {i}" for i, name in enumerate(sheet.columns, start=1)]
-    if twice := sheet.columns[sheet.columns.duplicated()].tolist():
-        raise common.UserError(f"{path} has the column {twice[0]} twice; rename one")
+    sheet.columns = [name if name.strip() else f"column {i}" for i, name in enumerate(sheet.columns, start=1)]
     return sheet.loc[:, named].assign(**{name: "" for name in SHEET if name not in sheet}).astype(object)
 
 
@@ -284,8 +271,6 @@ folder, run = common.find_run(args)
 task, kind = run["task"], common.kind_of(run["task"])
 predictions = common.read_predictions(folder)
 path = folder / "errors.csv"
-if path.with_suffix(".xlsx").is_file():
-    print(f"{path.with_suffix('.xlsx')} is not read: export it as CSV, and give that as --sheet")
 if args.check:
     there, n_errors = args.sheet or path, int((~predictions["correct"]).sum())
     missing = [*missing_in_sheet(read_sheet(there), n_errors)] if there.is_file() else ["errors.csv: run errors.py"]
@@ -312,11 +297,8 @@ for name in tags.columns[tags.any()].difference(OF_WRONG_ONES, sort=False):
 slices = pd.DataFrame(rows, columns=SLICES).sort_values("fisher_p", kind="stable")
 slices["fdr"] = false_discovery_control(slices["fisher_p"].astype(float))  # Benjamini & Hochberg 1995
 common.write_csv(folder / "slices.csv", slices)
-found = slices[(slices["error_rate_inside"] > slices["error_rate_outside"]) & (slices["fdr"] < 0.05)].head(1)
-print(f"slices.csv: {len(slices)} tags; " + "".join(
-    f"errors go most with {row.tag}: {row.errors_inside} of {row.n_inside} wrong, {row.errors_outside} of "
-    f"{row.n_outside} without it (Fisher p {row.fisher_p:.2g}, false discovery rate {row.fdr:.2g})"
-    for row in found.itertuples()) + "with none are errors clearly more frequent" * found.empty)
+shown = slices[["tag", "n_inside", "error_rate_inside", "error_rate_outside", "fisher_p", "fdr"]].head(3)
+print(shown.to_string(index=False, float_format="{:.2g}".format))
 
 # 3. The wrong samples: all cells as text.
 wrong = predictions[~predictions["correct"]].reset_index(drop=True)
@@ -344,8 +326,6 @@ if train is not None and len(sheet):
     nearest, similarity = train.iloc[rows[:, 0]], 1 - distances[:, 0]
     sheet[NEAREST] = [*zip(as_input(nearest, 300), nearest["label"], decimals(similarity), strict=True)]
     sheet.loc[similarity <= 0, NEAREST] = ""  # no word in common
-for label in {"true", "false", "True", "False"} & {*errors["gold"], *errors["predicted"]}:  # Excel makes TRUE of true
-    sheet["llm_prediction"] = sheet["llm_prediction"].replace(label.upper(), label)
 sheet = sheet.astype(object)
 if is_annotated(here).any() and not here.equals(sheet):
     before = path.read_bytes()
@@ -367,9 +347,6 @@ for column in ("cause", "solution"):
     counts = Counter(spelling[key] for names in cells for key in names)
     write_ranking(f"error_{column}s", counts, {"n_annotated": len(cells), "n_errors": len(errors)},
                   f"{len(cells)} annotated of {len(errors)} errors")
-    for first, second in itertools.combinations(sorted(spelling), 2):
-        if difflib.SequenceMatcher(None, first, second).ratio() >= 0.85:
-            print(f"{column}: `{spelling[first]}` and `{spelling[second]}` look alike; if they are one, write one")
     pairs = zip(sheet[column], sheet.get(f"{column}_2", [""] * len(sheet)), strict=True)
     pairs = [["|".join(sorted(names_in(cell))) for cell in pair] for pair in pairs if all(map(names_in, pair))]
     if len({name for pair in pairs for name in pair}) > 1:  # of one name alone kappa is 0 / 0
@@ -377,13 +354,8 @@ for column in ("cause", "solution"):
         print(f"{column} and {column}_2: Cohen's kappa {kappa:.2f} over {len(pairs)} rows that both filled in")
 
 # 6. The codebook, written once: a person may add to it.
-confidence = "none: a number comes without one"
-if kind.confidence_is:
-    confidence = f"{kind.confidence_is}, raw: without the temperature of calibration.csv"
-    if (folder / "metrics.csv").is_file():
-        metrics = common.read_csv(folder / "metrics.csv", required=["metric", "value"])
-        for value in metrics["value"][metrics["metric"] == "ece"]:
-            confidence += f"; its calibration error (ece in metrics.csv) is {float(value):.3f}"
+confidence = (f"{kind.confidence_is}, raw: without the temperature of calibration.csv" if kind.confidence_is
+              else "none: a number comes without one")
 if not (folder / "codebook.md").is_file():
     template = Path(__file__).with_name("templates") / "codebook.md"
     filled = jinja2.Template(template.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)

@@ -5,13 +5,13 @@
     python evaluate.py --run runs/winogrande-m/sample/seed42 --dataset wsc273      another data set than the run's
     python evaluate.py --run DIR --dataset new.csv --text-column text              predict a file without labels
 
-Writes predictions.csv, metrics.csv, confusion.csv and .png, calibration.csv and .png, timing.csv and hidden_states.npz
-into the run folder, or into on-<dataset> in it; with --baselines baselines.csv; of several seeds seeds.csv beside them.
+Writes predictions.csv, metrics.csv, published.csv, confusion and calibration .csv and .png, timing.csv and
+hidden_states.npz into the run folder, or into on-<dataset> in it; with --baselines baselines.csv; of several seeds
+seeds.csv beside them.
 """
 
 import argparse
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -44,7 +44,7 @@ elif "HF_HUB_OFFLINE" not in os.environ:
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5).close()
     except OSError as error:
-        if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:  # any other answer is a sign of life
+        if getattr(error, "code", 500) >= 500:  # any other answer is a sign of life
             os.environ["HF_HUB_OFFLINE"] = "1"
             print(f"{hub} can't be reached ({error}): taking what was fetched before", flush=True)
 
@@ -63,7 +63,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import confusion_matrix
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.naive_bayes import MultinomialNB
 
 import common
 from common import UserError
@@ -71,6 +70,7 @@ from common import UserError
 # Flags of train.py that change nothing in the figures, and the seed.
 FREE = {"list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_steps", "logging_steps", "report_to",
         "keep_epochs", "per_device_eval_batch_size", "seed"}
+SCORES = common.read_csv(common.CATALOG / "scores.csv", ("value",), ours=False)
 METRICS_HEADER = ["metric", "value", "ci_low", "ci_high", "n", "split", "paper", "paper_model", "paper_split",
                   "paper_gap", "leaderboard", "leaderboard_model", "leaderboard_gap", "comparable", "source"]
 
@@ -97,19 +97,43 @@ def what_is_ours():
     return facts
 
 
-def published_columns(metric, value):
-    """What metrics.csv says of the published figures; gaps are in points; comparable: `yes`, or `no` and why."""
-    scores = {score["role"]: score for score in published[metric] if score["role"] != "reference"}
-    if not scores:
-        return {}
-    reasons = what_is_ours() + [f"{role}: {', '.join(score['differs'].values())}" for role, score in scores.items()
-                                if score["differs"]]
+def published_scores(ours):
+    """Figures of catalog/scores.csv for a row of metrics.csv: the paper's, the leaderboard's, all checked references.
+
+    Of several for a role the one that is checked and of the size nearest to our model's; references in that order. Gaps
+    are ours less theirs, in points, with our interval's ends. differs: what sets it apart from ours.
+    """
+    sizes = {"small": 80e6, "base": 300e6, "large": 800e6, "xl": math.inf}  # fewer parameters than this
+    size = next(name for name in sizes if run["model_info"]["parameters"] < sizes[name])
+    places = {name: abs(place - [*sizes].index(size)) for place, name in enumerate(sizes)}
+    scores = SCORES[(SCORES["key"] == task["key"]) & (SCORES["metric"] == ours["metric"])].to_dict("records")
+    scores.sort(key=lambda score: (score["checked"] != "true", places.get(score["size"], 9)))
+    best = [next((score for score in scores if score["role"] == role), None) for role in ("paper", "leaderboard")]
+    references = [score for score in scores if score["role"] == "reference" and score["checked"] == "true"]
+    rows, split = [], task["splits"].get("test", "a cut of train")
+    for score in filter(None, [*best, *references]):
+        checked = score["checked"] == "true"
+        facts = {"its source was not checked": not checked, score["note"]: checked and score["note"],
+                 f"its split is {score['split']} and ours {split}": score["split"] != split,
+                 f"its model is of size {score['size']} and ours {size}": score["size"] != size}
+        gap, gap_low, gap_high = (100 * ours[end] - score["value"] for end in ("value", "ci_low", "ci_high"))
+        rows.append({"metric": ours["metric"], "role": score["role"], "value": score["value"] / 100, "gap": gap,
+                     "gap_low": gap_low, "gap_high": gap_high, "model": score["model"] + ", unchecked" * (not checked),
+                     "split": score["split"], "differs": "; ".join(fact for fact, holds in facts.items() if holds),
+                     "cite": score["cite"], "url": score["url"]})
+    return rows
+
+
+def published_columns(scores):
+    """What metrics.csv says of the paper's and the leaderboard's figure; comparable: `yes`, or `no` and why."""
+    scores = {score["role"]: score for score in scores if score["role"] != "reference"}
+    reasons = what_is_ours() + [f"{role}: {score['differs']}" for role, score in scores.items() if score["differs"]]
     columns = {"comparable": f"no: {'; '.join(reasons)}" if reasons else "yes", "source": " | ".join(
         f"{role}: {score['cite']}, {score['url']}" for role, score in scores.items())}
-    for role, score in scores.items():  # theirs are in points, ours shares of 1
-        columns |= {role: score["value"] / 100, f"{role}_model": score["model"], f"{role}_split": score["split"],
-                    f"{role}_gap": 100 * value - score["value"]}
-    return columns
+    for role, score in scores.items():
+        columns |= {role: score["value"], f"{role}_model": score["model"], f"{role}_split": score["split"],
+                    f"{role}_gap": score["gap"]}
+    return columns if scores else {}
 
 
 def label_confusion(predictions, gold="gold", predicted="predicted", names="labels"):
@@ -132,9 +156,8 @@ CONFUSION = {"classification": label_confusion, "multiple_choice": label_confusi
 
 def draw_confusion(confusion, path, most=30):
     """Draw the counts, shaded by their share of the row; of more than `most` labels the most frequent ones."""
+    rows = np.sort(np.argsort(-confusion.sum(axis=1).to_numpy(), kind="stable")[:most])
     is_square = confusion.shape[0] == confusion.shape[1]  # else a label's columns are kinds of outcome
-    frequency = confusion.sum(axis=1).to_numpy() + (confusion.sum(axis=0).to_numpy() if is_square else 0)
-    rows = np.sort(np.argsort(-frequency, kind="stable")[:most])
     part = confusion.iloc[rows, rows] if is_square else confusion.iloc[rows]
     counts, names = part.to_numpy(), [[str(name)[:40] for name in axis] for axis in part.axes]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -144,8 +167,7 @@ def draw_confusion(confusion, path, most=30):
     for row, column in np.ndindex(counts.shape):
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center",
                   color="white" if shares[row, column] > 0.6 else "black")
-    turned = {"rotation": 45, "ha": "right"} if max(map(len, names[1])) > 8 or len(names[1]) > 4 else {}
-    axes.set_xticks(range(len(names[1])), names[1], **turned)
+    axes.set_xticks(range(len(names[1])), names[1], rotation=45, ha="right")
     axes.set_yticks(range(len(names[0])), names[0])
     axes.set(xlabel="predicted", ylabel="gold")
     note = f"; the {len(rows)} most frequent of {len(confusion)} labels" if len(rows) < len(confusion) else ""
@@ -207,38 +229,27 @@ def judged(test, predicted):
     return test[["gold"]].assign(predicted=predicted, correct=test["gold"] == predicted)
 
 
-def label_floors(train, test, task):
-    """The most frequent label; logistic regression over TF-IDF, or naive Bayes for more than a hundred labels."""
+def text_floors(train, test, task):
+    """The most frequent label, or the mean; a linear model over TF-IDF, of a set of labels one for each of them."""
     features, test_features = tfidf(train, test, task["text"])
-    labels, many = np.unique(train["label"]), train["label"].nunique() > 100
-    model = MultinomialNB() if many else LogisticRegression(max_iter=1000).fit(features, train["label"])
-    for first in range(0, len(train) if many else 0, 10_000):  # fit() would make a dense column per label
-        part = slice(first, first + 10_000)
-        model.partial_fit(features[part], train["label"].iloc[part], classes=labels)
+    if task["kind"] == "regression":
+        numbers = train["label"].astype("float64")
+        return {"mean": judged(test, numbers.mean()),
+                "tfidf + ridge": judged(test, Ridge().fit(features, numbers).predict(test_features))}
+    model = LogisticRegression(max_iter=1000)
+    if task["kind"] == "multilabel":
+        with warnings.catch_warnings(action="ignore"):  # that a label which all or no training texts have is predicted
+            model = OneVsRestClassifier(model).fit(features, kind.sets(train["label"], task))
+        predicted = kind.names(model.predict(test_features), task)
+    else:
+        predicted = model.fit(features, train["label"]).predict(test_features)
     tables = {"majority": judged(test, train["label"].mode()[0]),
-              f"tfidf + {'naive Bayes' if many else 'logistic regression'}": judged(test, model.predict(test_features))}
-    if "positive" in task:
+              "tfidf + logistic regression": judged(test, predicted)}
+    if "positive" in task:  # auroc takes its probability
         probabilities = model.predict_proba(test_features)[:, list(model.classes_).index(task["positive"])]
         for table, column in zip(tables.values(), (0.5, probabilities), strict=True):
             table[f"prob_{task['positive']}"] = column
     return tables
-
-
-def set_floors(train, test, task):
-    """The most frequent set of labels; a logistic regression over TF-IDF for each label."""
-    features, test_features = tfidf(train, test, task["text"])
-    with warnings.catch_warnings(action="ignore"):  # that a label which all or no training texts have is predicted so
-        model = OneVsRestClassifier(LogisticRegression(max_iter=1000)).fit(features, kind.sets(train["label"], task))
-    return {"majority": judged(test, train["label"].mode()[0]),
-            "tfidf + logistic regression": judged(test, kind.names(model.predict(test_features), task))}
-
-
-def number_floors(train, test, task):
-    """The mean of the labels; ridge regression over TF-IDF."""
-    numbers = train["label"].astype("float64")
-    features, test_features = tfidf(train, test, task["text"])
-    return {"mean": judged(test, numbers.mean()),
-            "tfidf + ridge": judged(test, Ridge().fit(features, numbers).predict(test_features))}
 
 
 def choice_floors(train, test, task):
@@ -253,7 +264,6 @@ def choice_floors(train, test, task):
     return {"majority": judged(test, train["label"].mode()[0]), "tfidf + logistic regression": judged(test, likeliest)}
 
 
-FLOORS = {"multilabel": set_floors, "regression": number_floors, "multiple_choice": choice_floors}
 
 
 # 1. The run, and where the results go: its folder, or on-<dataset> in it for a data set that it was not trained on.
@@ -264,8 +274,6 @@ try:
     lock.acquire()
 except Timeout:
     raise UserError(f"another process is at work in {model_dir.parent}; wait until it has ended") from None
-if not model_dir.is_dir():
-    raise UserError(f"the run has lost its model: {model_dir} is no folder; train again with --overwrite")
 trained = run["args"]
 dataset = args.dataset or (run["task"].get("file", run["dataset"]) if "trained_on" in run else trained["dataset"])
 is_other = common.slug(dataset) != common.slug(trained["dataset"])
@@ -342,8 +350,8 @@ common.write_whole(folder / "hidden_states.npz", lambda part: np.savez(part, **a
 
 # 5. The scores, beside the published ones.
 rows, scales = scored(predictions), {}
-published = {row["metric"]: common.published(task, row["metric"], run["model_info"]["parameters"]) for row in rows}
-rows = [row | published_columns(row["metric"], row["value"]) for row in rows]
+published = {row["metric"]: published_scores(row) for row in rows}
+rows = [row | published_columns(published[row["metric"]]) for row in rows]
 if kind.confidence_is:
     temperature = task["temperature"]
     scaled = task | {"null_threshold": task.get("null_threshold", 0.0) / temperature}  # it is of the logits' scale
@@ -356,6 +364,9 @@ if kind.confidence_is:
     draw_calibration(scales, folder / "calibration.png")
 metrics = pd.DataFrame(rows, columns=METRICS_HEADER).assign(split=inputs["split"].iloc[0])
 common.write_csv(folder / "metrics.csv", metrics)
+compared = pd.DataFrame([score for metric in task["metrics"] for score in published.get(metric, [])])
+if len(compared):
+    common.write_csv(folder / "published.csv", compared)
 if confusion := getattr(kind, "confusion", CONFUSION.get(task["kind"])):
     table = confusion(predictions)
     common.write_csv(folder / "confusion.csv", table.rename_axis("gold").reset_index(allow_duplicates=True))
@@ -370,7 +381,8 @@ if args.baselines or (folder / "baselines.csv").is_file():
     if len(train.columns) != len(names):
         raise UserError(f"--baselines: the run's training texts have {len(train.columns)} columns, {task['key']} "
                         f"{len(names)}: what learns from the one can't be tested on the other")
-    floors, rows = getattr(kind, "floors", FLOORS.get(task["kind"], label_floors)), []
+    floors = getattr(kind, "floors", choice_floors if task["kind"] == "multiple_choice" else text_floors)
+    rows = []
     for name, table in floors(train.set_axis(names, axis=1), predictions, task).items():
         scores = scored(table.join(predictions.filter(["group"])))[:len(main)]  # where there is one, groups are drawn
         rows += [{"baseline": name, **score} for score in scores]
@@ -380,14 +392,10 @@ if args.baselines or (folder / "baselines.csv").is_file():
 # 7. What is printed; the CSV files have all of it.
 print(f"{task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
       f"{run['training']['metric']}), {len(test)} examples ({metrics['split'][0]})\n{shown.to_string(index=False)}")
-compared = [{
-    "published": score["role"], "metric": row.metric, "theirs": f"{score['value'] / 100:.4f}",
-    "ours less theirs, points": "{:+.1f} ({:+.1f} to {:+.1f})".format(
-        *(100 * ours - score["value"] for ours in (row.value, row.ci_low, row.ci_high))),
-    "model": score["model"], "split": score["split"], "differs in": ", ".join(score["differs"]) or "nothing",
-    "by": score["cite"]} for row in main.itertuples() for score in published[row.metric]]
-if compared and not run["sample"]:
-    print(pd.DataFrame(compared).to_string(index=False))
+if len(compared) and not run["sample"]:
+    print("published, and the gap of ours to it in points, with its interval; published.csv says in what each differs")
+    print(compared.assign(by=compared["cite"].str.partition(")")[0] + ")").drop(columns=["differs", "cite", "url"])
+          .to_string(index=False, float_format="{:.4g}".format))
     print("; ".join([f"ours: {run['model_info']['parameters'] / 1e6:.1f} M parameters", *what_is_ours()]))
 if scales:
     print(f"calibration error of the {kind.confidence_is}: {calibration_error(scales['raw']):.4f}, at temperature "
@@ -409,8 +417,4 @@ if len(seeds) > 1:
     common.write_csv(folder.parent / "seeds.csv", summary.reset_index(names="metric"))
     print(f"{len(seeds)} seeds, mean +- standard deviation: " + ", ".join(
         f"{row.Index} {row.mean:.4f} +- {row.sd:.4f}" for row in summary.loc[task["metrics"]].itertuples()))
-elif len(test) < 3000 and not run["sample"]:
-    width = 100 * (main.iloc[0]["ci_high"] - main.iloc[0]["ci_low"])
-    print(f"one seed, {len(test)} test examples: another test set of that size may move {task['metrics'][0]} within an "
-          f"interval of {width:.1f} points; another seed moves it too: train more and evaluate each")
 print("sample rows: the figures mean nothing\n" * run["sample"] + f"written to {folder}")

@@ -15,7 +15,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -68,7 +67,6 @@ add("--max-length", type=positive, metavar="TOKENS", help="longer inputs are cut
 add("--dropout", type=float, help="every dropout rate of the model (its own)")
 add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto", help="auto: what the hardware multiplies")
 add("--group-by-length", action=argparse.BooleanOptionalAction, default=True, help="batches of like length (on)")
-add("--lora-rank", type=positive, metavar="R", help="train the head, and matrices of rank R beside frozen layers (off)")
 add("--activation-checkpointing", action="store_true", help="less memory, slower, the same result")
 add("--compile", action="store_true", help="torch.compile: minutes at the start; for a GPU and long trainings")
 # run
@@ -97,7 +95,6 @@ for fault, holds in {
         not all(0 <= epoch <= args.num_train_epochs for epoch in args.keep_epochs),
     f"--report-to {args.report_to} needs that package: pip install {args.report_to}":
         args.report_to != "none" and not importlib.util.find_spec(args.report_to),
-    "--lora-rank needs the package peft: pip install peft": args.lora_rank and not importlib.util.find_spec("peft"),
 }.items():
     if holds:
         parser.error(fault)
@@ -108,7 +105,7 @@ elif "HF_HUB_OFFLINE" not in os.environ:
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5).close()
     except OSError as error:
-        if not isinstance(error, urllib.error.HTTPError) or error.code >= 500:  # any other answer is a sign of life
+        if getattr(error, "code", 500) >= 500:  # any other answer is a sign of life
             os.environ["HF_HUB_OFFLINE"] = "1"
             print(f"{hub} can't be reached ({error}): taking what was fetched before", flush=True)
 
@@ -120,6 +117,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -137,9 +135,9 @@ FREE = ("list", "resume", "overwrite", "run", "runs_dir", "data_dir", "save_step
         "per_device_eval_batch_size")  # flags that may change when a run is resumed
 # What --overwrite deletes: what the scripts write, but for errors*.csv and the like, in which a person wrote.
 OUTPUTS = ("run.json", "history.csv", "steps.csv", "train_texts.csv", "epoch_states.npz", "model", "checkpoint-*",
-           "predictions.csv", "metrics.csv", "baselines.csv", "confusion.*", "calibration.*", "timing.csv",
-           "hidden_states.npz", "tags.csv", "slices.csv", "error_*.*", "llm_*", "disagreements.csv", "report.md",
-           "report.tex", "learning_curve.png", "embedding_*", "explorer.html")
+           "predictions.csv", "metrics.csv", "published.csv", "baselines.csv", "confusion.*", "calibration.*",
+           "timing.csv", "hidden_states.npz", "tags.csv", "slices.csv", "error_*.*", "llm_*", "disagreements.csv",
+           "report.md", "report.tex", "learning_curve.png", "embedding_*", "explorer.html")
 
 
 class RunLog(TrainerCallback):
@@ -237,34 +235,32 @@ class RunLog(TrainerCallback):
 class KeepStates(TrainerCallback):
     """Keeps what the head sees of some validation examples, before training (epoch 0) and after chosen epochs.
 
-    `path`, an .npz: id, gold (examples,); epoch (epochs,); vector, float32 (epochs, examples, hidden size); predicted,
-    correct, confidence (epochs, examples). look: model -> (table of predictions with ids, vectors).
+    epoch_states.npz: id, gold (examples,); of each epoch k predicted_k, correct_k, confidence_k (examples,) and
+    vector_k, float32 (examples, hidden size).
     """
 
-    def __init__(self, path, epochs, look):
-        self.path, self.epochs, self.look = path, epochs, look
-
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **more):
         """Keep epoch 0."""
         if state.global_step == 0:
-            self.on_epoch_end(args, state, control, **kwargs)
+            self.on_epoch_end(args, state, control, **more)
 
     def on_epoch_end(self, _args, state, _control, model, **_):
-        """Add the epoch to the file, behind those before it."""
-        epoch = round(state.epoch or 0)
-        if epoch not in self.epochs:
+        """Add the epoch to the file; after a resume it may hold it already."""
+        epoch, path = round(state.epoch or 0), folder / "epoch_states.npz"
+        if epoch not in args.keep_epochs:
             return
-        table, vectors = self.look(model)
-        new = {"epoch": np.array([epoch]), "vector": vectors[None]}
-        new |= {name: table[name].to_numpy(dtype=kind)[None] for name, kind in
-                {"predicted": np.str_, "correct": bool, "confidence": np.float32}.items()}
-        if self.path.is_file():
-            with np.load(self.path, allow_pickle=False) as kept:  # after a resume it may hold this epoch already
-                before = kept["epoch"] < epoch
-                new = {name: np.concatenate([kept[name][before], array]) for name, array in new.items()}
-        new |= {name: table[name].to_numpy(dtype=np.str_) for name in ("id", "gold")}
+        outputs = common.predict(model, kept_set, kind, args.per_device_eval_batch_size, precision)
+        table = kind.predict(outputs.logits, kept, task, kept_set)
+        arrays = {}
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        arrays |= {"id": kept["id"].to_numpy(np.str_), "gold": table["gold"].to_numpy(np.str_),
+                   f"predicted_{epoch}": table["predicted"].to_numpy(np.str_),
+                   f"correct_{epoch}": table["correct"].to_numpy(bool), f"vector_{epoch}": outputs.vectors,
+                   f"confidence_{epoch}": table["confidence"].to_numpy(np.float32)}
         if PROCESS == 0:
-            common.write_whole(self.path, lambda part: np.savez(part, **new))
+            common.write_whole(path, lambda part: np.savez(part, **arrays))
 
 
 def print_data(task, record):
@@ -273,14 +269,10 @@ def print_data(task, record):
     print(f"{task['title']}\nsource: {record['source']}{revision}\nsplits: {record['why']}")
     for name, used in record["used"].items():
         whole, counts = record["rows"][name], record["labels"][name]
-        some = ", ".join(f"{label} {count}" for label, count in list(counts.items())[:20])
-        print(f"  {name:<10} {used}" + f" of {whole}" * (used < whole) + f" examples; {some}"
-              + f" and {len(counts) - 20} labels more" * (len(counts) > 20))
+        labels = ", ".join(f"{label} {count}" for label, count in counts.items())
+        print(f"  {name:<10} {used} of {whole} examples; {textwrap.shorten(labels, 300, placeholder=' ...')}")
     for name, dropped in record["dropped"].items():
         print(f"  dropped from the source's {name}: " + ", ".join(f"{n} {why}" for why, n in dropped.items() if n))
-    unseen = [label for label in task.get("labels", []) if label not in data.splits["train"]["label"].unique()]
-    if task["kind"] == "classification" and unseen:
-        print(f"  no training example has the label {', '.join(unseen[:20])}: the model can't learn it")
     for pair, found in record["leakage"].items():
         if found["n"]:
             print(f"  {pair}: {found['n']} of {pair[6:]}'s examples ({found['share']:.1%}) stand in train too")
@@ -363,7 +355,7 @@ with PartialState(cpu=device.type == "cpu").main_process_first() if PROCESSES > 
     set_seed(args.seed)
     if args.sample and args.model == common.SAMPLE_MODEL:
         torch.set_num_threads(1)  # so small a model computes for less time than two threads wait for each other
-    if checkpoint and not args.lora_rank:  # a LoRA checkpoint holds the trained matrices alone: Trainer loads them
+    if checkpoint:
         tokenizer, model = common.load_model(str(checkpoint), task, args.dropout)
     elif args.model == common.SAMPLE_MODEL:
         tokenizer, model = common.build_sample_model(data, args.dropout)
@@ -373,15 +365,6 @@ common.check_length(tokenizer, model, args.max_length)
 train_set = kind.encode(train, task, tokenizer, args.max_length)
 train_set.window = 50 if args.group_by_length else 1
 validation_set = kind.encode(validation, task, tokenizer, args.max_length)
-
-with common.loading(f"a first batch through {args.model}", "take another --model or --max-length"):
-    short, long = int(train_set.lengths.argmin()), int(train_set.lengths.argmax())
-    alone, beside = (common.forward(model, train_set.collate([train_set[i] for i in rows]), kind, "fp32")[1][0]
-                     for rows in ([short], [short, long]))
-beside = beside[-len(alone):] if train_set.left else beside[:len(alone)]  # of logits per token those of the text
-if (alone - beside).abs().max() > 0.01 * alone.abs().max():
-    raise UserError(f"padding changes what {args.model} makes of a text, so its figures would depend on the batches; "
-                    "take another --model")
 
 # 4. run.json, before training: `finished` is None until all is written.
 run = {
@@ -398,14 +381,6 @@ run = {
     "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in (
         "torch", "transformers", "accelerate", "datasets", "tokenizers", "scikit-learn", "numpy", "pandas")}}
 print(f"model: {args.model}, {model.num_parameters():,} parameters; {precision} on {common.device_name(device)}")
-if args.lora_rank:
-    from peft import LoraConfig, get_peft_model  # LoRA (Hu et al. 2022, arXiv 2106.09685, section 4.1), scaled by 2
-
-    head = [name for name, module in model.named_children()
-            if name != model.base_model_prefix and next(module.parameters(), None) is not None]
-    model = get_peft_model(model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, modules_to_save=head,
-                                             target_modules="all-linear", exclude_modules=head))
-    print("LoRA: {:,} of {:,} parameters are trained".format(*model.get_nb_trainable_parameters()))
 if PROCESS == 0:
     for path in checkpoints if args.resume else [
             path for pattern in OUTPUTS for where in ("", "on-*/") for path in folder.glob(where + pattern)]:
@@ -443,13 +418,7 @@ if args.keep_epochs:
     rng = np.random.default_rng(common.SPLIT_SEED)
     kept = validation.iloc[common.stratified_rows(kind.strata(validation, task), 1000, rng)].reset_index(drop=True)
     kept_set = kind.encode(kept, task, tokenizer, args.max_length)
-
-    def look(model):
-        """Predictions and vectors of the kept examples."""
-        outputs = common.predict(model, kept_set, kind, args.per_device_eval_batch_size, precision)
-        return kept[["id"]].join(kind.predict(outputs.logits, kept, task, kept_set)), outputs.vectors
-
-    callbacks.append(KeepStates(folder / "epoch_states.npz", args.keep_epochs, look))
+    callbacks.append(KeepStates())
 class_weights = None
 if args.class_weights == "balanced":  # scikit-learn's: n / (labels * examples of the label)
     counts = np.bincount(train_set.labels, minlength=len(task["labels"]))
@@ -473,8 +442,7 @@ trainer.accelerator.wait_for_everyone()  # all have loaded the best epoch: its c
 
 # 6. What is left behind: model/ (the best epoch), the rest of run.json; the checkpoints go.
 if PROCESS == 0:
-    best = trainer.model.merge_and_unload() if args.lora_rank else trainer.model
-    best.save_pretrained(folder / "model")
+    trainer.model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     history, metric = log.write(trainer.state), task["metrics"][0]
     scores = history[f"eval_{metric}"]

@@ -1,7 +1,6 @@
 """Draw what a run learned, from its folder alone: learning curve, hidden states in two dimensions; write the report.
 
     python visualize.py --dataset mrpc              the newest finished run; evaluate.py comes first
-    python visualize.py --dataset mrpc --runs DIR   draws the learning curve of the run in DIR over it
 
 Writes learning_curve.png, embedding_pca and embedding_tsne .csv and .png, explorer.html (a page to look through the
 samples) and the report, report.md and report.tex. Your own text belongs into report_notes.md, which is written once,
@@ -20,7 +19,6 @@ add("--seed", type=int, help="the run's seed (the newest run)")
 add("--run", type=Path, metavar="DIR", help="the run folder, named outright")
 add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs (runs)")
 add("--sample", action="store_true", help="a run of --sample")
-add("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="runs whose learning curves are drawn as well")
 add("--method", nargs="+", choices=["pca", "tsne"], default=["pca", "tsne"], help="projections to draw (both)")
 add("--max-correct", type=int, default=500, metavar="N", help="rightly predicted samples to draw at random (500)")
 add("--perplexity", type=float, help="t-SNE's number of neighbours (30, or a third of the points)")
@@ -30,15 +28,13 @@ if args.max_correct < 1 or (args.perplexity is not None and args.perplexity <= 0
 
 import re
 import urllib.parse
-from itertools import chain
+from itertools import chain, groupby, islice
 
 import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from sklearn.decomposition import PCA
@@ -70,36 +66,29 @@ def name_of(model):
     return Path(model).name if Path(model).is_dir() else model
 
 
-def draw_curves(folders, path):
-    """Draw the losses, and below them the score that chose the epoch, of each run folder in a colour of its own."""
-    runs, scores, colors = [common.read_run(one) for one in folders], {}, PALETTE * len(folders)
-    figure, panels = common.new_figure(4, 4.8 + 0.18 * (len(runs) + 2) * (len(runs) > 1), nrows=2, sharex=True)
-    for where, one, color in zip(folders, runs, colors, strict=False):
-        metric, best, its_kind = one["training"]["metric"], one["training"]["best_epoch"], common.kind_of(one["task"])
-        steps = common.read_csv(where / "steps.csv", ("epoch", "loss"))
-        history = common.read_csv(where / "history.csv", ("epoch", "train_", "eval_"))
-        smooth = steps["loss"].rolling(max(1, len(steps) // 20), center=True, min_periods=1).mean()
-        panels[0].plot(steps["epoch"], steps["loss"], color=color, alpha=0.3, linewidth=0.6)
-        panels[0].plot(steps["epoch"], smooth, color=color)
-        for panel, column in zip(panels, ("eval_loss", f"eval_{metric}"), strict=True):
-            panel.plot(history["epoch"], history[column], "--o", color=color, markersize=4)
-            panel.plot(best, history.loc[history["epoch"] == best, column], marker="*", markersize=11, color=color)
-        trained, falling = its_kind.train_metric, its_kind.lower_is_better
-        if (trained in falling) == (metric in falling):  # training has one score, which may be another
-            panels[1].plot(history["epoch"], history[f"train_{trained}"], color=color, marker="o", markersize=3)
-            metric += f"\n(training: {trained})" * (trained != metric)
-        scores[metric] = None
+def draw_curves(where, path):
+    """Draw the losses of the run in `where`, and below them the score that chose its epoch."""
+    one = common.read_run(where)
+    metric, best, its_kind = one["training"]["metric"], one["training"]["best_epoch"], common.kind_of(one["task"])
+    steps = common.read_csv(where / "steps.csv", ("epoch", "loss"))
+    history = common.read_csv(where / "history.csv", ("epoch", "train_", "eval_"))
+    figure, panels = common.new_figure(4, 4.8, nrows=2, sharex=True)
+    smooth = steps["loss"].rolling(max(1, len(steps) // 20), center=True, min_periods=1).mean()
+    panels[0].plot(steps["epoch"], steps["loss"], color=BLUE, alpha=0.3, linewidth=0.6)
+    panels[0].plot(steps["epoch"], smooth, color=BLUE, label="training")
+    for panel, column in zip(panels, ("eval_loss", f"eval_{metric}"), strict=True):
+        panel.plot(history["epoch"], history[column], "--o", color=RED, markersize=4, label="evaluation")
+        score = history.loc[history["epoch"] == best, column]
+        panel.plot(best, score, "*", markersize=11, color=RED, label="best epoch")
+    trained, falling = its_kind.train_metric, its_kind.lower_is_better
+    if (trained in falling) == (metric in falling):  # training has one score, which may be another
+        panels[1].plot(history["epoch"], history[f"train_{trained}"], "-o", color=BLUE, markersize=3)
+        metric += f"\n(training: {trained})" * (trained != metric)
     panels[0].set_ylabel("loss")
-    panels[1].set(xlabel="epoch", ylabel="\n".join(scores))
+    panels[1].set(xlabel="epoch", ylabel=metric)
     panels[1].xaxis.get_major_locator().set_params(integer=True)
-    looks = {"training": {"linestyle": "-"}, "evaluation": {"linestyle": "--", "marker": "o", "markersize": 4},
-             "best epoch": {"linestyle": "", "marker": "*", "markersize": 11}}
-    handles = [Line2D([], [], color=GREY, label=name, **look) for name, look in looks.items()]
-    if len(runs) > 1:
-        names = [shorten(f"{Path(one['model']).name}, {one['dataset']}, seed {one['seed']}", 48) for one in runs]
-        handles += [Line2D([], [], color=color, label=name) for name, color in zip(names, colors, strict=False)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3 if len(runs) == 1 else 1, columnspacing=1)
-    common.save_figure(figure, path, common.describe_run(runs[0]) if len(runs) == 1 else f"{len(runs)} runs")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, columnspacing=1)
+    common.save_figure(figure, path, common.describe_run(one))
     print(f"wrote {path}")
 
 
@@ -109,8 +98,9 @@ def group_styles(groups):
     Two groups: red is the positive one (the last label where the task names none), blue the other.
     """
     counts = groups.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    known = next((names for names in (task.get("labels", []), getattr(kind, "GROUPS", ()))
-                  if set(counts.index) <= set(names) and len(names) <= len(PALETTE)), list(counts.index))
+    listed = (task.get("labels", []), task.get("steps", []), getattr(kind, "GROUPS", ()))
+    known = next((names for names in listed if set(counts.index) <= set(names) and len(names) <= len(PALETTE)),
+                 list(counts.index))
     if len(known) == 2:
         positive = task["positive"] if task.get("positive") in known else known[1]
         return {positive: (RED, "o"), next(name for name in known if name != positive): (BLUE, "s")}
@@ -121,26 +111,18 @@ def group_styles(groups):
 def add_looks(table):
     """Add the columns group, legend, marker and color (RGBA, 0..1); returns colour and marker per legend entry.
 
-    A group is a gold label, a number's step, or what a kind of one row alone says. Wrong samples are black crosses. A
-    number's colour is blue at the lowest gold value and red at the highest, darker the larger the error. Alpha: the
-    confidence, 0.25 or more, so that an unsure prediction stays visible.
+    A group is a gold label, a number's step, or what a kind of one row alone says. Wrong samples are black crosses.
+    Alpha: the confidence, 0.25 or more, so that an unsure prediction stays visible; 0.8 for a number, which has none.
     """
-    wrong = ~table["correct"]
-    if is_number:
-        styles = {"predicted on the gold step": (GREY, "o"), "predicted on another step": (GREY, "X")}
-        table["legend"] = np.where(wrong, *reversed(styles))
-        gold, predicted = (table[name].to_numpy(dtype=float) for name in ("gold", "predicted"))
-        table["group"] = kind.steps(gold, task)
-        rgb, error = colormaps["coolwarm"]((gold - gold.min()) / (np.ptp(gold) or 1))[:, :3], np.abs(gold - predicted)
-        rgb = rgb * (1 - error / (error.max() or 1))[:, None]
-    else:
-        table["group"] = kind.groups(table["gold"]) if hasattr(kind, "groups") else table["gold"]
-        styles = group_styles(table["group"])
-        rest = list(styles)[-1]
-        styles[WRONG] = ("#000000", "X")
-        table["legend"] = table["group"].where(table["group"].isin(list(styles)), rest).mask(wrong, WRONG)
-        rgb = np.array([to_rgb(styles[name][0]) for name in table["legend"]])
+    table["group"] = kind.groups(table["gold"]) if hasattr(kind, "groups") else table["gold"]
+    if isinstance(kind, common.Regression):
+        table["group"] = kind.steps(table["gold"].astype(float), task)
+    styles = group_styles(table["group"])
+    rest = list(styles)[-1]
+    styles[WRONG] = ("#000000", "X")
+    table["legend"] = table["group"].where(table["group"].isin(list(styles)), rest).mask(~table["correct"], WRONG)
     table["marker"] = [styles[name][1] for name in table["legend"]]
+    rgb = [to_rgb(styles[name][0]) for name in table["legend"]]
     table["color"] = list(np.column_stack([rgb, table["confidence"].fillna(0.8).clip(0.25, 1)]))
     return {name: style for name, style in styles.items() if name == WRONG or name in set(table["legend"])}
 
@@ -168,13 +150,10 @@ def scatter(axes, points, size):
 
 
 def finish(figure, path, shown, whole, styles, note):
-    """Add the legend with the numbers of samples drawn and in all, and the colours of numbers; write the picture."""
+    """Add the legend with the numbers of samples drawn and in all; write the picture."""
     drawn, counts = shown["legend"].value_counts(), whole["legend"].value_counts()
     text = "{}: {:,} of {:,}" if len(shown) < len(whole) else "{}: {:,}"
     names = [text.format(shorten(name), drawn.get(name, 0), counts.get(name, 0)) for name in styles]
-    if is_number:
-        gold = whole["gold"].astype(float)
-        figure.colorbar(ScalarMappable(Normalize(gold.min(), gold.max()), "coolwarm"), ax=figure.axes, label="gold")
     handles = [Line2D([], [], color=color, marker=marker, linestyle="", markersize=7, markeredgewidth=0, label=name)
                for name, (color, marker) in zip(names, styles.values(), strict=True)]
     columns = min(4, max(1, int(figure.get_figwidth() / (0.45 + 0.066 * max(map(len, names))))))
@@ -227,37 +206,18 @@ def rows_of(name, *numbers):
     return common.read_csv(folder / name, numbers).to_dict("records") if (folder / name).is_file() else []
 
 
-def paper_key(cite):
-    """First author, year and first word of the title of `A, B and C (year), title`; "" of anything else."""
-    found = re.match(r"([\w' -]+?)(?:,| and| et al\.)[^()]*\((\d{4})\)(?:, ([\w-]+))?", cite)
-    return " ".join(filter(None, found.groups())).casefold() if found else ""
-
-
 def reference(cite, url=""):
     """The number of a publication in the list of references, which it joins when it is first cited.
 
-    cite: a key of catalog/papers.csv, or the publication in words. It is known by its link, or by paper_key.
+    cite: the publication in words, or its key in catalog/papers.csv. Another wording of the same link is the same.
     """
-    url, key = urllib.parse.quote(url, safe="/:?=&%#~+,;@"), paper_key(cite)
-    same = [paper for paper in papers if (paper["url"] == url if url else cite in (paper["key"], paper["cite"]))]
-    same += [paper for paper in papers if key and paper_key(paper["cite"]).startswith(key)]
+    url = urllib.parse.quote(url, safe="/:?=&%#~+,;@")
+    same = [paper for paper in papers if cite in (paper["key"], paper["cite"])]
+    same += [paper for paper in papers if url and paper["url"] == url]
     paper = same[0] if same else {"key": "", "cite": cite, "url": url}
     papers.extend([] if same else [paper])
     cited.extend([] if paper in cited else [paper])
     return cited.index(paper) + 1
-
-
-def published_scores():
-    """The published figures of the main metrics: the paper's, the leaderboard's and up to four references."""
-    found = []
-    for row in main:
-        scores = common.published(task, row["metric"], run["model_info"]["parameters"])
-        references = [score for score in scores if score["role"] == "reference"]
-        for score in [score for score in scores if score["role"] != "reference"] + references[:4]:
-            by = f"{score['role']}: {score['model']}" if score["role"] != "reference" else score["model"]
-            found.append({"metric": row["metric"], "by": f"{by} ({score['split']})", "value": score["value"] / 100,
-                          "gap": 100 * row["value"] - score["value"], "cite": score["cite"], "url": score["url"]})
-    return found
 
 
 def render(name, escape):
@@ -277,21 +237,21 @@ def render(name, escape):
 # 1. The run; one that was tested on another data set stands in a folder of the run itself.
 folder, run = common.find_run(args)
 task, kind = run["task"], common.kind_of(run["task"])
-is_number = isinstance(kind, common.Regression)
 trained_in = folder.parent if "trained_on" in run else folder
 
 # 2. The learning curve.
-draw_curves(list(dict.fromkeys(path.resolve() for path in [trained_in, *args.runs])), folder / "learning_curve.png")
+draw_curves(trained_in, folder / "learning_curve.png")
 
 # 3. The epochs that were kept: one PCA of all of them, a panel for up to six, the same axes.
 if (folder / "epoch_states.npz").is_file():
     with np.load(folder / "epoch_states.npz", allow_pickle=False) as arrays:
         kept = dict(arrays)
-    epochs, ids = kept["epoch"], kept["id"]
-    points = pd.DataFrame({"epoch": np.repeat(epochs, len(ids)), "id": np.tile(ids, len(epochs)),
-                           "gold": np.tile(kept["gold"], len(epochs)),
-                           **{name: kept[name].ravel() for name in ("predicted", "correct", "confidence")}})
-    xy, axis_labels = project("pca", kept["vector"].reshape(len(points), -1).astype(np.float64))
+    epochs = np.sort([int(name.split("_")[1]) for name in kept if name.startswith("vector_")])
+    points = pd.concat([pd.DataFrame({
+        "epoch": epoch, "id": kept["id"], "gold": kept["gold"],
+        **{name: kept[f"{name}_{epoch}"] for name in ("predicted", "correct", "confidence")}}) for epoch in epochs],
+        ignore_index=True)
+    xy, axis_labels = project("pca", np.concatenate([kept[f"vector_{epoch}"] for epoch in epochs]).astype(np.float64))
     points["x"], points["y"] = xy.T
     common.write_csv(folder / "embedding_epochs.csv", points[["epoch", *COLUMNS]])
     styles = add_looks(points)
@@ -305,19 +265,15 @@ if (folder / "epoch_states.npz").is_file():
     for panel, epoch in zip(panels.flat, shown, strict=False):
         part = points[points["epoch"] == epoch]
         scatter(panel, part, size=8)
-        when = f"epoch {epoch}" if epoch else "before training"
-        panel.set_title(f"{when}\n{part['correct'].sum():,} of {len(part):,} right")
+        panel.set_title((f"epoch {epoch}" if epoch else "before training")
+                        + f"\n{part['correct'].sum():,} of {len(part):,} right")
         panel.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
         panel.label_outer()
     finish(figure, folder / "embedding_epochs.png", part, part, styles,
            f"{common.describe_run(run)}; validation examples, numbers at epoch {epoch}")
-else:
-    print("no embedding_epochs.png: train.py --keep-epochs keeps what it shows")
 
 # 4. The test samples with their vectors; of the right ones up to --max-correct, each label in proportion.
 predictions = common.read_predictions(folder)
-if not (folder / "hidden_states.npz").is_file():
-    raise UserError(f"{folder / 'hidden_states.npz'} is missing; run evaluate.py again")
 texts = predictions[common.text_columns(task)].map(shorten, length=1000).to_dict("records")
 with np.load(folder / "hidden_states.npz", allow_pickle=False) as arrays:
     vectors = pd.DataFrame(arrays["vector"].astype(np.float64), index=arrays["id"])
@@ -336,8 +292,6 @@ coordinates, methods = {}, list(dict.fromkeys(args.method))
 if len(points) < 5 or not np.ptp(vectors, axis=0).any():
     print(f"no embedding and no explorer.html: a projection needs five samples that differ; there are {len(points)}")
     methods = []
-if "tsne" in methods and (args.perplexity or 0) >= len(points):
-    raise UserError(f"--perplexity {args.perplexity:g} is not below the number of points, {len(points)}; leave it out")
 for method in methods:
     coordinates[method], axis_labels = project(method, vectors)
     points["x"], points["y"] = coordinates[method].T
@@ -403,8 +357,9 @@ for label in dict.fromkeys(chain.from_iterable(data["labels"].values())):
     counts[label] = {split: found.get(label, 0) for split, found in data["labels"].items()}
 history = rows_of(trained_in.resolve() / "history.csv", "epoch", "train_", "eval_", "seconds")
 papers, cited = common.read_csv(common.CATALOG / "papers.csv").to_dict("records"), []
+by_metric = groupby(rows_of("published.csv", "value", "gap"), key=lambda row: row["metric"])
 facts = {
-    "run": run, "task": task, "asked": asked, "notes": notes, "is_number": is_number, "raw": Markup,
+    "run": run, "task": task, "asked": asked, "notes": notes, "raw": Markup,
     "numbers": {"table": {}, "figure": {}}, "figures": {path.name for path in folder.glob("*.png")},
     "paper_keys": {paper["key"] for paper in papers}, "cited": cited, "reference": reference,
     "task_papers": [reference(cite) for cite in task.get("cite", "").split("; ") if cite],
@@ -418,7 +373,8 @@ facts = {
     "n_seeds": max((row["n"] for row in seeds.values()), default=0),
     "scores": [seeds.get(row["metric"], {}) | row for row in metrics
                if not row["metric"].endswith(tuple(f"_{name}" for name in names)) or row in main][:12],
-    "of_labels": of_labels[:20] if len(names) <= 20 else [], "published": published_scores(),
+    "of_labels": of_labels[:20] if len(names) <= 20 else [],
+    "published": [row for _, rows in by_metric for row in islice(rows, 6)],
     "floors": [{"": "ours", **values}, *floors.values()] if floors else [],
     "sheet": rows_of("errors.csv")[:60], "n_wrong": int((~samples["correct"]).sum()), "n_test": len(samples),
     "rankings": {what: rows_of(f"error_{what}.csv", "share")[:12] for what in ("types", "causes", "solutions")},
