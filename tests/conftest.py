@@ -40,8 +40,8 @@ def run(script: str, *flags: object) -> int:
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that two workers end at about the same time."""
-    longest = ["test_loop", "test_llm", "test_stop", "test_hub", "test_evaluate", "test_processes", "test_gpu",
-               "test_catalog", "test_report", "test_notebook", "test_readme", "test_train"]
+    longest = ["test_notebook", "test_llm", "test_hub", "test_processes", "test_stop", "test_gpu", "test_catalog",
+               "test_loop", "test_report", "test_evaluate", "test_readme", "test_train"]
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 

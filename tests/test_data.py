@@ -79,13 +79,6 @@ def test_a_missing_column_and_an_unknown_key_are_named_with_the_nearest(tmp_path
     refused(capsys, "mrpc", "mrcp")
 
 
-def test_a_broken_line_of_a_file_in_data_dir_is_named(tmp_path, capsys):
-    folder = put(tmp_path, "sst2", train=reviews(20), validation=reviews(4))
-    with (folder / "nyu-mll/glue/sst2/train.jsonl").open("a") as file:
-        file.write('{"sentence": "cut sho')
-    refused(capsys, "line 21", "sst2", data_dir=folder)
-
-
 def test_commonsenseqas_choices_become_columns(tmp_path):
     rows = [{"question": f"where {i}?", "answerKey": "AB"[i % 2], "choices": {"label": list("ABCDE"), "text": list(
         "vwxyz")}} for i in range(20)]
@@ -161,15 +154,6 @@ def test_a_cut_is_a_share_of_train_and_no_less_than_a_tenth_up_to_1000(tmp_path,
     assert record["rows"]["train"] == rows - cut - (cut if key == "hsd" else 0)  # whose test is cut too
 
 
-def test_one_split_is_cut_80_10_10_in_proportion(tmp_path):
-    folder = put(tmp_path, "hsd", train=reviews(200, lambda i: [0, 1, 1, 1, 2][i % 5]))
-    data = common.load_data("hsd", data_dir=folder)
-    assert data.record["rows"] == {"train": 160, "validation": 20, "test": 20}
-    assert data.record["labels"]["test"] == {"offensive language": 12, "neither": 4, "hate speech": 4}
-    ids = pd.concat(data.splits.values())["id"]
-    assert sorted(ids) == [f"train-{number:06d}" for number in range(200)]  # each row once, and known by its place
-
-
 def test_winogrande_twins_stay_together(tmp_path):
     """The same two options, in whatever order and case: the one's answer is not the other's."""
     rows = []
@@ -180,12 +164,6 @@ def test_winogrande_twins_stay_together(tmp_path):
     assert (data.splits["train"]["group"].value_counts() == 2).all()
     assert not set(data.splits["train"]["group"]) & set(data.splits["validation"]["group"])
     assert data.record["rows"] == {"train": 108, "validation": 12, "test": 4}
-
-
-def test_squads_validation_has_contexts_of_its_own():
-    splits = common.load_data("squad2", sample=True).splits
-    assert len(splits["validation"]) > 2
-    assert not set(splits["validation"]["context"]) & set(splits["train"]["context"])
 
 
 def test_the_same_words_in_train_are_counted(tmp_path):

@@ -1,6 +1,5 @@
 """evaluate.py: its files against the run's model, scikit-learn and scipy; the floor; other data; several seeds."""
 
-import itertools
 import json
 import math
 import shutil
@@ -9,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run
-from PIL import Image
 from safetensors.numpy import load_file
 from scipy import optimize, sparse, stats
-from scipy.special import expit, softmax
-from sklearn import linear_model, metrics, multiclass, naive_bayes
+from scipy.special import softmax
+from sklearn import linear_model, metrics, multiclass
 from sklearn.feature_extraction.text import TfidfVectorizer
 from toys import KINDS, task_of
 
@@ -57,7 +55,7 @@ class TestFiles:
         np.testing.assert_allclose(table["confidence"], probabilities.max(axis=1))
         assert (table["correct"] == (table["gold"] == table["predicted"])).all()
 
-    def test_the_models_head_makes_the_probabilities_of_the_vectors(self, run_dir):
+    def test_the_vectors_are_what_the_models_head_read(self, run_dir):
         states, table = np.load(run_dir / "hidden_states.npz", allow_pickle=False), common.read_predictions(run_dir)
         assert states["id"].tolist() == table["id"].tolist()
         assert states["vector"].dtype == np.float32
@@ -151,16 +149,6 @@ class TestFloor:
             "f1": metrics.f1_score(test["gold"], predicted, pos_label="equivalent")})
         assert values["majority"] == pytest.approx({"accuracy": 31 / 48, "f1": 2 * 31 / (31 + 48)})
 
-    def test_of_regression(self, evaluated):
-        values, train, test = floor_of(evaluated("--dataset", "str-eng"))
-        x, y = features(train, test, list(train.columns[1:-1]))
-        gold, model = test["gold"].astype(float), linear_model.Ridge().fit(x, train["label"].astype(float))
-        predicted = model.predict(y)
-        expected = {"pearson": stats.pearsonr(gold, predicted)[0], "spearman": stats.spearmanr(gold, predicted)[0],
-                    "mse": metrics.mean_squared_error(gold, predicted)}
-        assert values["tfidf + ridge"] == pytest.approx({name: expected[name] for name in values["mean"]})
-        assert values["mean"]["spearman"] == 0
-
     def test_of_multilabel(self, evaluated):
         folder = evaluated("--dataset", "sbic")
         values, train, test = floor_of(folder)
@@ -191,45 +179,6 @@ class TestFloor:
         assert values["tfidf + logistic regression"]["accuracy"] == (predicted == test["gold"]).mean()
         assert values["majority"]["accuracy"] == (train["label"].mode()[0] == test["gold"]).mean()
 
-    def test_of_more_than_a_hundred_labels_one_of_them_very_long(self, evaluated, tmp_path):
-        """Naive Bayes; and the picture shows 30 of them, cut."""
-        names = ["x" * 2500 if i == 3 else f"label {i}" for i in range(110)]
-        rows = [{"text": f"word{i} in {j}", "label": name} for i, name in enumerate(names) for j in range(3)]
-        pd.DataFrame(rows).to_csv(tmp_path / "many.csv", index=False)
-        folder = evaluated("--dataset", tmp_path / "many.csv", "--text-column", "text", "--label-column", "label",
-                           "--max-train-samples", 1000)
-        values, train, test = floor_of(folder)
-        x, y = features(train, test, ["text"])
-        predicted = naive_bayes.MultinomialNB().fit(x, train["label"]).predict(y)
-        assert values["tfidf + naive Bayes"]["accuracy"] == pytest.approx((predicted == test["gold"]).mean())
-        assert len(scores_of(folder, "confusion")) == 110
-        assert max(Image.open(folder / "confusion.png").size) < 4000
-
-
-# ---- Other data than the run's --------------------------------------------------------------------------------------
-
-
-def test_a_run_is_tested_on_another_file_with_other_columns(copy, capsys):
-    rows = [{"a": "The dog slept.", "b": f"Dog {i} was asleep.", "same": ["not_equivalent", "equivalent"][i % 2]}
-            for i in range(4)]
-    pd.DataFrame(rows).to_csv(copy.parent / "MINE.CSV", index=False)
-    before = (copy / "predictions.csv").read_bytes()
-    columns = ["--text-column", "a", "b", "--label-column", "same"]
-    assert run("evaluate", "--run", copy, "--dataset", copy.parent / "MINE.CSV", *columns) == 0
-    assert (copy / "predictions.csv").read_bytes() == before
-    table = common.read_predictions(copy / "on-MINE")
-    assert table["b"].tolist() == [row["b"] for row in rows]  # all of the file
-    assert table["gold"].tolist() == [row["same"] for row in rows]
-    assert set(scores_of(copy / "on-MINE")["comparable"].dropna()) <= {""}
-    assert run("errors", "--run", copy, "--dataset", copy.parent / "MINE.CSV") == 0
-    assert (copy / "on-MINE" / "errors.csv").is_file()
-    assert run("evaluate", "--run", copy / "on-MINE", *columns) == 0  # the folder stands for its own data
-    assert len(common.read_predictions(copy / "on-MINE")) == 4
-    capsys.readouterr()
-    assert run("evaluate", "--run", copy, "--dataset", "csqa") == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line]
-    assert "can't be tested on csqa" in line
-
 
 # ---- Several seeds --------------------------------------------------------------------------------------------------
 
@@ -257,75 +206,40 @@ def test_seeds_csv_holds_mean_and_deviation_of_the_seeds_that_differ_in_nothing_
 # ---- Calibration: the temperature beside scipy's minimum and by hand, the error worked out anew ---------------------
 
 
-def minimum(loss):
-    """Where scipy's simplex search finds the temperature of the least loss."""
-    return math.exp(optimize.minimize(lambda x: loss(math.exp(x[0])), [0.3], method="Nelder-Mead", tol=1e-8).x[0])
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_the_temperature_equals_scipys_minimum_of_scikit_learns_loss(factor):
+    rng, task = np.random.default_rng(0), task_of("classification")
+    logits = rng.normal(0, 2, (400, 3))
+    gold = np.array([rng.choice(task["labels"], p=p) for p in softmax(logits, axis=1)])  # the best is about 1
+    tuned = KINDS["classification"].tune(np.float32(factor * logits), pd.DataFrame({"label": gold}), task, None)
+    found = optimize.minimize(lambda x: metrics.log_loss(gold, softmax(factor * logits / math.exp(x[0]), axis=1)),
+                              [0.3], method="Nelder-Mead", tol=1e-8)
+    assert tuned == {"temperature": pytest.approx(math.exp(found.x[0]), rel=1e-3)}
 
 
-class TestTemperature:
-    @pytest.mark.parametrize("factor", [0.25, 3.0])
-    def test_equals_scipys_minimum_of_scikit_learns_loss(self, factor):
-        rng, task = np.random.default_rng(0), task_of("classification")
-        logits = rng.normal(0, 2, (400, 3))
-        gold = np.array([rng.choice(task["labels"], p=p) for p in softmax(logits, axis=1)])  # the best is about 1
-        tuned = KINDS["classification"].tune(np.float32(factor * logits), pd.DataFrame({"label": gold}), task, None)
-        expected = minimum(lambda t: metrics.log_loss(gold, softmax(factor * logits / t, axis=1)))
-        assert tuned == {"temperature": pytest.approx(expected, rel=1e-3)}
-        assert tuned["temperature"] == pytest.approx(factor, rel=0.2)
-
-    def test_of_multilabel_is_one_for_all_labels(self):
-        rng, kind, task = np.random.default_rng(5), KINDS["multilabel"], task_of("multilabel")
-        logits = rng.normal(0, 2, (300, 3))
-        gold = rng.random((300, 3)) < expit(logits)
-        tuned = kind.tune(2 * logits, pd.DataFrame({"label": kind.names(gold, task)}), task, None)
-        expected = minimum(lambda t: metrics.log_loss(gold.ravel(), expit(2 * logits.ravel() / t)))
-        assert tuned["temperature"] == pytest.approx(expected, rel=1e-3)
-
-    @pytest.mark.parametrize(("gold", "expected"), [
-        ("bbbbbbbbaa", 1 / math.log(4)),  # 4 of 5 right with a margin of 1: confidence 0.8, so 1 / T = log(4)
-        ("bbbbbbbbbb", 0.05)])  # all right: an end of the range
-    def test_by_hand(self, gold, expected):
-        task, table = task_of("classification", labels=["a", "b"]), pd.DataFrame({"label": [*gold]})
-        tuned = KINDS["classification"].tune(np.tile([0.0, 1.0], (10, 1)), table, task, None)
-        assert tuned["temperature"] == pytest.approx(expected, rel=1e-2)
+@pytest.mark.parametrize(("gold", "expected"), [
+    ("bbbbbbbbaa", 1 / math.log(4)),  # 4 of 5 right with a margin of 1: confidence 0.8, so 1 / T = log(4)
+    ("bbbbbbbbbb", 0.05)])  # all right: an end of the range
+def test_the_temperature_by_hand(gold, expected):
+    task, table = task_of("classification", labels=["a", "b"]), pd.DataFrame({"label": [*gold]})
+    tuned = KINDS["classification"].tune(np.tile([0.0, 1.0], (10, 1)), table, task, None)
+    assert tuned["temperature"] == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.fixture(scope="module")
-def calibrated_run(tmp_path_factory):
-    """A run, and its folder of a test on 300 other rows, of which 100 have one text and so one confidence."""
-    folder, rng = tmp_path_factory.mktemp("calibration"), np.random.default_rng(0)
-    words = ["good", "bad", "fine", "awful", "nice", "film", "plot", "actor", "story", "scene"]
-    for name, rows, same in (("train", 60, 0), ("other", 300, 100)):
-        texts = ["film film"] * same + [" ".join(rng.choice(words, 5)) for _ in range(rows - same)]
-        labels = ["yes" if "good" in text or rng.random() < 0.2 else "no" for text in texts]
-        common.write_csv(folder / f"{name}.csv", pd.DataFrame({"text": texts, "label": labels}))
-    assert run("train", "--dataset", folder / "train.csv", "--text-column", "text", "--label-column", "label",
-               "--sample", "--num-train-epochs", 2, "--run", folder / "run") == 0
-    assert run("evaluate", "--run", folder / "run", "--dataset", folder / "other.csv") == 0
-    return folder / "run", folder / "run" / "on-other"
-
-
-def test_calibration_of_a_run_is_that_of_its_predictions(calibrated_run):
+def test_calibration_of_a_run_is_that_of_its_predictions(run_dir):
     """Every row of calibration.csv and both errors, worked out anew from predictions.csv."""
-    folder, other = calibrated_run
-    temperature = read_json(folder / "run.json")["training"]["tuned"]["temperature"]
-    bins = common.read_csv(other / "calibration.csv", ("bin", "n", "confidence", "accuracy", "ci_low", "ci_high"))
-    scores = common.read_csv(other / "metrics.csv", ("value",)).set_index("metric")["value"]
-    predictions = common.read_predictions(other)
-    cooler = softmax(np.log(predictions[["prob_no", "prob_yes"]].to_numpy()) / temperature, axis=1).max(axis=1)
-    for scale, metric, sure in (("raw", "ece", predictions["confidence"].to_numpy()),
-                                ("temperature", "ece_temperature", cooler)):
+    temperature = read_json(run_dir / "run.json")["training"]["tuned"]["temperature"]
+    bins = common.read_csv(run_dir / "calibration.csv", ("bin", "n", "confidence", "accuracy", "ci_low", "ci_high"))
+    scores, predictions = scores_of(run_dir).set_index("metric")["value"], common.read_predictions(run_dir)
+    logits = np.log(predictions[["prob_not_equivalent", "prob_equivalent"]].to_numpy())
+    for scale, metric, sure in (("raw", "ece", predictions["confidence"].to_numpy()), (
+            "temperature", "ece_temperature", softmax(logits / temperature, axis=1).max(axis=1))):
         held, order, error = bins[bins["scale"] == scale], np.argsort(sure, kind="stable"), 0.0
-        assert held["n"].sum() == 300
-        assert 5 < len(held) <= 15
-        parts = np.split(order, held["n"].cumsum().astype(int)[:-1])
-        for part, row in zip(parts, held.itertuples(), strict=True):
+        assert held["n"].tolist() == [24, 24]
+        for part, row in zip(np.split(order, 2), held.itertuples(), strict=True):
             right = predictions["correct"].to_numpy()[part]
             assert (row.confidence, row.accuracy) == pytest.approx((sure[part].mean(), right.mean()))
             wilson = stats.binomtest(right.sum(), len(right)).proportion_ci(method="wilson")
             assert (row.ci_low, row.ci_high) == pytest.approx(tuple(wilson))
-            error += len(part) / 300 * abs(right.mean() - sure[part].mean())
+            error += len(part) / 48 * abs(right.mean() - sure[part].mean())
         assert scores[metric] == pytest.approx(error)
-        edges = [(sure[left].max(), sure[right].min()) for left, right in itertools.pairwise(parts)]
-        assert all(left < right for left, right in edges)  # equal confidences stand in one bin
-        assert held["n"].max() >= 100

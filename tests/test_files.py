@@ -1,7 +1,5 @@
 """The run folder's files: what is written comes back, and is there whole or not at all; a run is found by its name."""
 
-import argparse
-import csv
 import json
 import math
 import os
@@ -47,13 +45,6 @@ def test_any_table_comes_back(tmp_path_factory, name, rows):
         assert mine == theirs or (math.isnan(mine) and math.isnan(theirs))
 
 
-def test_csv_is_what_a_spreadsheet_reads(tmp_path):
-    common.write_csv(tmp_path / "a.csv", pd.DataFrame({"=a": ["=x", "é, \"q\"\nline 2"], "b": [np.float64(0.1), None]}))
-    assert (tmp_path / "a.csv").read_bytes().startswith(b"\xef\xbb\xbf'=a,b\r\n")
-    with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
-        assert list(csv.reader(file)) == [["'=a", "b"], ["'=x", "0.1"], ["é, \"q\"\nline 2", ""]]
-
-
 @pytest.mark.parametrize(("name", "content", "rows"), [
     ("a.csv", "id,text\n1,né; ok\n\n2\n".encode(), [["1", "né; ok"], ["2", ""]]),  # a blank row, a short one
     ("a.csv", "\ufeffid;text\r\n1;\"né; ok\"\r\n".encode(), [["1", "né; ok"]]),
@@ -79,21 +70,18 @@ def test_what_can_not_be_read_is_one_line(tmp_path, capsys, content, said):
     assert said in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, capsys, error):
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     common.write_json(path, {"old": 1})
 
     def break_off(part):
         part.write_text("half")
-        raise error
+        raise KeyboardInterrupt
 
-    with pytest.raises((KeyboardInterrupt, UserError)):
+    with pytest.raises(KeyboardInterrupt):
         common.write_whole(path, break_off)
     assert json.loads(path.read_text()) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-    full = isinstance(error, OSError)
-    assert ("No space left on device; what was written before is whole" in capsys.readouterr().err) == full
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -113,7 +101,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
     start = time.monotonic()
     write(0)
     span, rng, latest, caught = 2 * (time.monotonic() - start), random.Random(0), [0, 0], 0
-    for _ in range(12):
+    while not (caught and max(latest) > 8) and time.monotonic() < start + 60:
         child = os.fork()
         if child == 0:
             for version in range(max(latest) + 1, 10**6):
@@ -141,25 +129,3 @@ def test_a_figure_takes_any_text(tmp_path):
         assert max(image.size) < 3000
 
 
-@pytest.mark.parametrize(("name", "folder"), [
-    ("mrpc", "mrpc"), ("google-bert/bert-base-uncased", "google-bert--bert-base-uncased"), ("/", "unnamed"),
-    ("some/where/my data.csv", "my-data"), ("../../no-folder", "..--..--no-folder"), ("a b:c", "a-b-c")])
-def test_a_name_becomes_one_folder(name, folder):
-    assert common.slug(name) == folder
-
-
-def test_the_newest_finished_run_is_found_and_said(tmp_path, capsys):
-    def flags(**changes):
-        return argparse.Namespace(**{"run": None, "dataset": "mrpc", "model": None, "seed": None, "sample": False,
-                                     "runs_dir": tmp_path, **changes})
-
-    for name, finished in {"a--b/seed1": "2026-01-01", "c/seed2": "2026-02-01", "c/seed3": None, "sample/seed42":
-                           "2026-03-01", "d/seed1": "2026-02-15"}.items():  # d: a model of its own on sample rows
-        common.write_json(tmp_path / "mrpc" / name / "run.json", {
-            "finished": finished, "sample": name[0] in "sd", "dataset": "mrpc"})
-    for changes, found in (({}, "c/seed2"), ({"model": "a/b"}, "a--b/seed1"), ({"sample": True}, "sample/seed42")):
-        assert common.find_run(flags(**changes))[0] == tmp_path / "mrpc" / found
-        assert changes or "c/seed2" in capsys.readouterr().out
-    with pytest.raises(UserError):
-        common.find_run(flags(seed=3))
-    assert "train one first: python train.py --dataset mrpc" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from toys import batch_of, pictures, table_of, task_of
 
 import common
 from catalog import gqa
-from common import UserError
 
 ANSWERS, VISUAL = gqa.KINDS["answers"], gqa.KINDS["visual"]
 
@@ -65,10 +64,3 @@ def test_questions_without_an_image_are_left_out_and_counted(monkeypatch, tmp_pa
     assert VISUAL.images["val-0"].getpixel((0, 0)) == (255, 255, 255)  # RGB, whatever it was
 
 
-def test_another_family_than_vilt_is_refused(tmp_path, capsys):
-    tokenizer, model = common.build_sample_model(common.Data(task_of("answers"), {"train": table_of("answers")}, {}))
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError):
-        common.load_model(str(tmp_path), task_of("visual"))
-    assert "visual takes a vilt model, not bert" in capsys.readouterr().err

@@ -19,7 +19,6 @@ from conftest import ROOT
 
 import common
 
-SECRET = "hf_secretTokenThatNobodyMaySee0123456789"
 DATASET, MODEL = "datasets/nyu-mll/glue", "models/own/tiny"
 CARD = "---\nconfigs:\n- config_name: mrpc\n  data_files:\n" + "".join(
     f"  - split: {name}\n    path: mrpc/{name}.parquet\n" for name in ("train", "validation", "test")) + "---\n"
@@ -28,18 +27,17 @@ SMALL = ["--model", "own/tiny", "--max-train-samples", 16, "--max-eval-samples",
 DATA = ["--dataset", "mrpc", *SMALL]  # the data set from the hub, and the model too
 WEIGHTS = ["--dataset", "mrpc", "--sample", *SMALL]  # the model alone
 # The hub's clients read its address when they are imported, which takes seconds: one process imports them and is forked
-# for each call, [script and flags, environment, where its output goes].
+# for each call, [script and flags, where its output goes].
 WORKER = """
 import json, os, runpy, sys, traceback
 import datasets, sklearn.linear_model, torch, transformers
 import common
 transformers.BertForSequenceClassification, transformers.PreTrainedTokenizerFast, common.new_figure()
 for line in sys.stdin:
-    (sys.argv, environment, output), child = json.loads(line), os.fork()
+    (sys.argv, output), child = json.loads(line), os.fork()
     if child == 0:
         for number in (1, 2):
             os.dup2(os.open(f"{output}{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.environ.update(environment)
         code = 1
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
@@ -88,20 +86,20 @@ def client(shared_dir, tmp_path_factory):
     worker = subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               text=True, env=known | {"HF_HUB_OFFLINE": "0"})
 
-    def call(script, flags, roots=(), switches=(), environment=None, fresh=False):
-        command, environment, hub = [f"{script}.py", *map(str, flags)], environment or {}, None
+    def call(script, flags, roots=(), fresh=False):
+        command, hub = [f"{script}.py", *map(str, flags)], None
         if roots:
-            served = [sys.executable, shared_dir / "hub/hub.py", *roots, "--port", str(port), *map(str, switches)]
+            served = [sys.executable, shared_dir / "hub/hub.py", *roots, "--port", str(port)]
             hub = subprocess.Popen(served, stdout=subprocess.PIPE, text=True)
             assert hub.stdout.readline().startswith("http")
         try:
             if fresh:
                 done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False,
-                                      env=known | environment)
+                                      env=known)
                 code, out, err = done.returncode, done.stdout, done.stderr
             else:
                 output = home.parent / "output"
-                worker.stdin.write(json.dumps([command, environment, str(output)]) + "\n")
+                worker.stdin.write(json.dumps([command, str(output)]) + "\n")
                 worker.stdin.flush()
                 code = int(worker.stdout.readline())
                 out, err = (Path(f"{output}{number}").read_text() for number in (1, 2))
@@ -127,16 +125,6 @@ def write(name, content=None):
     return lambda root: (root / name).write_bytes((root / name).read_bytes()[:-2000] if content is None else content)
 
 
-def rename_column(root):
-    for path in (root / DATASET / "mrpc").glob("*.parquet"):
-        pd.read_parquet(path).rename(columns={"sentence2": "second"}).to_parquet(path)
-
-
-def without_test(root):
-    (root / DATASET / "mrpc/test.parquet").unlink()
-    write(f"{DATASET}/README.md", CARD.split("  - split: test")[0].encode() + b"---\n")(root)
-
-
 def own_code(root):
     """A config.json that points to code beside it, which would leave a file behind if it ran."""
     path = root / MODEL / "config.json"
@@ -152,56 +140,43 @@ def loading_script(root):
 
 
 NO_DATA, NO_MODEL = "could not load the dataset nyu-mll/glue: ", "could not load the model own/tiny: "
-FAULTS = {  # name: (flags, change to the healthy hub, switches, exit code, what is said)
-    "slow": (DATA, None, ["--slow", 600_000], 0, ""),
-    "gated": (DATA, write(f"{DATASET}/.gated", b""), [], 2, "accepted on its page and `hf auth login`"),
-    "no such model": ([*WEIGHTS, "--model", "own/none"], None, [], 2, "could not load the model own/none: "),
-    "no such data set": (["--dataset", "snli"], None, [], 2, "could not load the dataset stanfordnlp/snli: "),
-    "loading script": (DATA, loading_script, [], 2, NO_DATA),
-    "column renamed": (DATA, rename_column, [], 2, "no column 'sentence2' among"),
-    "split missing": (DATA, without_test, [], 2, NO_DATA),
-    "data cut short": (DATA, write(f"{DATASET}/mrpc/train.parquet"), [], 2, NO_DATA),
-    "weights cut short": (WEIGHTS, write(f"{MODEL}/model.safetensors"), [], 2, NO_MODEL),
-    "own code": (WEIGHTS, own_code, [], 2, NO_MODEL),
+FAULTS = {  # name: (flags, change to the healthy hub, what is said)
+    "gated": (DATA, write(f"{DATASET}/.gated", b""), "accepted on its page and `hf auth login`"),
+    "no such model": ([*WEIGHTS, "--model", "own/none"], None, "could not load the model own/none: "),
+    "no such data set": (["--dataset", "snli"], None, "could not load the dataset stanfordnlp/snli: "),
+    "loading script": (DATA, loading_script, NO_DATA),
+    "data cut short": (DATA, write(f"{DATASET}/mrpc/train.parquet"), NO_DATA),
+    "weights cut short": (WEIGHTS, write(f"{MODEL}/model.safetensors"), NO_MODEL),
+    "own code": (WEIGHTS, own_code, NO_MODEL),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_of_the_hub(client, healthy, tmp_path, name):
-    flags, change, switches, expected, said = FAULTS[name]
+    flags, change, said = FAULTS[name]
     root = shutil.copytree(healthy, tmp_path / "hub") if change else healthy
     if change:
         change(root)
     client.forget()
     flags = [*flags, "--run", tmp_path / "run"]
-    code, _, lines = client("train", flags, [root], switches)
-    assert code == expected, lines
-    assert len(lines) == bool(said)
-    assert said in "".join(lines)
+    code, _, lines = client("train", flags, [root])
+    assert code == 2 and len(lines) == 1 and said in lines[0], lines
     assert not (root / "ran").exists()  # code of the hub
     if name == "data cut short":
         assert client("train", [*flags, "--overwrite"], [healthy])[0] == 0
 
 
 def test_what_was_fetched_before_is_taken_where_the_hub_is_down(client, healthy, tmp_path):
-    """Out of order, and without a word; with an empty cache it is one line."""
+    """A hub that takes the call and says nothing."""
     client.forget()
     train = [*DATA, "--overwrite", "--run", tmp_path / "run"]
     assert client("train", train, [healthy])[0] == 0
     revision = common.read_run(tmp_path / "run")["data"]["revision"]
-    code, out, lines = client("evaluate", ["--run", tmp_path / "run"], [healthy], ["--status", 503], fresh=True)
-    assert (code, lines) == (0, [])
-    assert "503" in out and "can't be reached" in out and "taking what was fetched before" in out
     with socket.create_server(("127.0.0.1", client.port)):
         code, out, lines = client("train", train, fresh=True)
     assert (code, lines) == (0, [])
     assert "timed out" in out
     assert common.read_run(tmp_path / "run")["data"]["revision"] == revision
-    client.forget()
-    code, out, lines = client("train", train, fresh=True)
-    assert code == 2
-    assert "refused" in out
-    assert len(lines) == 1 and NO_DATA in lines[0] and "--sample" in lines[0]
 
 
 def test_a_run_is_tested_on_the_revision_that_it_recorded(client, healthy, tmp_path):
@@ -224,32 +199,6 @@ def test_a_run_is_tested_on_the_revision_that_it_recorded(client, healthy, tmp_p
     code, _, lines = client("evaluate", ["--run", folder], [root])
     assert code == 2
     assert len(lines) == 1 and NO_DATA in lines[0] and data["revision"] in lines[0]
-    assert client("train", [*DATA, "--run", tmp_path / "new"], [root])[0] == 0
-    assert common.read_run(tmp_path / "new")["data"]["revision"] != data["revision"]
-    code, _, lines = client("evaluate", ["--run", folder], fresh=True, environment={"HF_HUB_OFFLINE": "1"})
-    assert code == 2
-    assert len(lines) == 1 and "the test split is not the run's" in lines[0]
     assert (folder / "predictions.csv").read_bytes() == before
 
 
-def test_a_token_opens_what_is_gated_and_is_written_nowhere(client, healthy, tmp_path):
-    root = shutil.copytree(healthy, tmp_path / "hub")
-    for repository in (DATASET, MODEL):
-        (root / repository / ".gated").touch()
-    client.forget()
-    printed, run = [], tmp_path / "run"
-    for script, flags, expected in (("train", [*DATA, "--run", run], 0), (
-            "train", [*DATA, "--model", "own/none", "--run", tmp_path / "other"], 2)):
-        code, out, lines = client(script, flags, [root], environment={"HF_TOKEN": SECRET})
-        assert code == expected, lines
-        printed += [out, *lines]
-    assert SECRET not in "\n".join(printed)
-    files = [path for folder in (run, client.home, tmp_path / "other") for path in folder.rglob("*") if path.is_file()]
-    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
-
-
-def test_real_rows_from_the_hub(client, shared_dir, healthy, tmp_path):
-    assert client("train", [*DATA, "--run", tmp_path], [shared_dir / "hub", healthy])[0] == 0
-    data = common.read_run(tmp_path)["data"]
-    assert data["rows"] == {"train": 3668, "validation": 408, "test": 1725}
-    assert data["dropped"] == {}

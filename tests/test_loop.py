@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_arguments, make_dataset, make_model
 from safetensors.torch import load_file
-from transformers import DefaultDataCollator, EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import DefaultDataCollator, Trainer, TrainerCallback
 
 import common
 from common import CustomTrainer
@@ -212,28 +212,6 @@ def test_best_epoch_is_kept_and_not_overwritten_by_a_worse_one(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-40"]
 
 
-def test_early_stopping(tmp_path):
-    trainer = train(CustomTrainer, tmp_path, scores=iter([0.9, 0.5, 0.4, 0.3]), num_train_epochs=4,
-                    save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
-                    greater_is_better=True, more={"callbacks": [EarlyStoppingCallback(2)]})
-    assert trainer.state.epoch == 3
-    assert trainer.state.best_metric == 0.9
-
-
-def test_save_strategy_best_keeps_the_epochs_that_were_the_best_so_far(tmp_path):
-    train(CustomTrainer, tmp_path, scores=iter([0.5, 0.4, 0.9]), save_strategy="best", metric_for_best_model="score",
-          greater_is_better=True)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
-
-
-def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        train(CustomTrainer, tmp_path, learning_rate=1e30, save_strategy="steps", save_steps=1)
-    assert end.value.code == 1
-    assert "the training loss is nan at step" in capsys.readouterr().err
-    assert (tmp_path / "checkpoint-1" / "sums.json").is_file()
-
-
 class OutOfMemory:
     """Stands in for a model's forward: micro-batches of more than `limit` examples do not fit from call `first` on."""
 
@@ -262,35 +240,6 @@ def test_too_little_memory_makes_micro_batches_smaller_and_leaves_the_result(tmp
     assert "out of memory with 4 examples in a micro-batch: going on with 2" in capsys.readouterr().out
 
 
-def test_a_run_with_smaller_micro_batches_resumes_bit_for_bit(tmp_path):
-    """It goes on with those: with the large ones dropout would draw other numbers."""
-    def run(folder, resume=None, stop_after=None):
-        model = make_model()
-        model.forward = OutOfMemory(model, limit=2)
-        trainer = train(CustomTrainer, folder, model=model, eval_strategy="no", resume=resume,
-                        more={"callbacks": [Recorder(stop_after)]})
-        return trainer, model.forward.sizes
-
-    whole, _ = run(tmp_path / "whole")
-    run(tmp_path / "part", stop_after=13)
-    resumed, sizes = run(tmp_path / "part", resume=str(tmp_path / "part" / "checkpoint-13"))
-    assert max(sizes) == 2
-    assert torch.equal(weights(whole), weights(resumed))
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("shapes do not match")])
-def test_one_example_that_does_not_fit_and_other_errors_end_the_run(tmp_path, error):
-    def forward(*_args, **_inputs):
-        raise error
-
-    model = make_model()
-    model.forward = forward
-    with pytest.raises(type(error)):
-        train(CustomTrainer, tmp_path, model=model, eval_strategy="no")
-    with pytest.raises(RuntimeError):
-        common.predict(model, make_dataset(), common.KINDS["classification"], 16)
-
-
 def test_prediction_takes_smaller_batches_where_memory_does_not_suffice():
     model, data, kind = make_model(), make_dataset(), common.KINDS["classification"]
     whole = common.predict(model, data, kind, 16)
@@ -299,19 +248,6 @@ def test_prediction_takes_smaller_batches_where_memory_does_not_suffice():
     assert np.allclose(whole.logits, smaller.logits, atol=1e-6)
     assert np.allclose(whole.vectors, smaller.vectors, atol=1e-6)
     assert sum(size for size in forward.sizes if size <= 5) == len(data)
-
-
-def test_a_checkpoint_is_whole_when_sums_json_is_there(tmp_path, monkeypatch):
-    """It is written last and by rename; the checkpoint before goes only then."""
-    def kill(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(common, "write_text", kill)
-    with pytest.raises(KeyboardInterrupt):
-        train(CustomTrainer, tmp_path, save_strategy="epoch", save_total_limit=1)
-    names = {path.name for path in (tmp_path / "checkpoint-10").iterdir()}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
-    assert "sums.json" not in names
 
 
 def test_train_loss_and_accuracy_are_over_examples(tmp_path):
@@ -353,16 +289,6 @@ def test_a_loss_function_of_ones_own_is_given_the_examples_of_the_update(tmp_pat
     assert logs(c, "eval_loss")[0][0] > 1.5 * logs(b, "eval_loss")[0][0]
 
 
-def test_step_schedule_multiplies_the_rate_after_each_epoch(tmp_path):
-    data = make_dataset()
-    trainer = CustomTrainer(model=make_model(), train_dataset=data,
-                            args=make_arguments(tmp_path, eval_strategy="no", lr_scheduler_type="constant"))
-    trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.create_optimizer(), 10, 0.9)
-    trainer.train()
-    rates = [rate for rate, _ in logs(trainer, "learning_rate", "loss")]
-    assert rates == pytest.approx([1e-3] * 10 + [9e-4] * 10 + [8.1e-4] * 10)
-
-
 @pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
 def test_what_the_loop_does_without_is_refused(tmp_path, changes):
     with pytest.raises(NotImplementedError, match=next(iter(changes))):
@@ -383,23 +309,6 @@ def test_no_wait_for_the_device_between_logs(tmp_path, monkeypatch):
 
 
 # What we take from Trainer's inside, with the parameters that we rely on; a new version has to be read again.
-PRIVATE = {
-    "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
-    "_prepare_for_training": "max_steps train_dataloader resume_from_checkpoint",
-    "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate",
-    "_finalize_training": "trial num_train_samples start_time", "_get_learning_rate": "",
-    "set_initial_training_values": "args dataloader", "_save_checkpoint": "model trial",
-    "_load_rng_state": "checkpoint", "get_train_dataloader": "",
-    "evaluate": "eval_dataset ignore_keys metric_key_prefix", "log": "logs start_time",
-    "_inner_training_loop": "batch_size args resume_from_checkpoint trial ignore_keys_for_eval"}
-
-
-@pytest.mark.parametrize("name", PRIVATE)
-def test_trainers_helpers_are_as_we_know_them(name):
-    for owner in (Trainer, CustomTrainer):
-        assert list(inspect.signature(getattr(owner, name)).parameters)[1:] == PRIVATE[name].split()
-
-
 def make_notebook_trainer(trainer_class, folder, recorder):
     """A trainer as in a notebook: a data set of the library datasets, 6 batches, and Trainer's arguments alone."""
     rng = np.random.default_rng(0)
@@ -454,9 +363,6 @@ class TestLengthGroupedBatches:
             lengths = batches.lengths
             return sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum()
         assert padding(50) < 1.1 < 1.5 < padding(1)
-
-    def test_fewer_examples_than_a_batch(self):
-        assert sorted(next(iter(self.batches(examples=5)))) == list(range(5))
 
     @pytest.mark.parametrize("examples", [1003, 994, 7])  # a remainder of 11, of 2, which joins a batch, and of 7
     def test_processes_share_each_batch(self, examples):

@@ -39,21 +39,6 @@ def line_of(capsys):
 # --- What is read ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("a.csv", "\ufeff" + rows()), ("b.csv", rows().replace(",", ";")), ("c.csv", rows().replace(",", "\t")),
-    ("d.csv", rows().encode("utf-16")), ("e.tsv", rows(text=lambda i: f'"text {i}').replace(",", "\t")),
-    ("f.csv", rows(text=lambda i: f"café {i}").encode("cp1252")), ("g.jsonl", objects("ab" * 20)),
-    ("h.csv", rows(text=lambda i: ["nan", "NA", "None", "=1+1", "a\0b"][i % 5]))])
-def test_what_spreadsheets_write_is_read(tmp_path, capsys, name, content):
-    data = load(tmp_path / name, content)
-    assert data.task["labels"] == ["a", "b"]
-    assert data.record["rows"] == {"train": 32, "validation": 4, "test": 4}
-    assert data.record["dropped"] == {}
-    texts = {"e": '"text', "f": "café", "h": ""}.get(name[0], "text ")
-    assert all(text.startswith(texts) for table in data.splits.values() for text in table["text"])
-    assert ("Windows-1252" in capsys.readouterr().out) == (name == "f.csv")
-
-
 @pytest.mark.parametrize(("name", "content", "said"), [
     ("nothing.csv", "", "no column label, text"), ("header.csv", "text,label\n", "holds 0 labels in 0 rows"),
     ("one.csv", rows(label=lambda i: "a"), "holds 1 labels in 40 rows"),
@@ -73,17 +58,6 @@ def test_what_is_no_table_of_texts_and_labels_is_refused(tmp_path, capsys, name,
     with pytest.raises(SystemExit):
         load(tmp_path / name, content)
     assert said in line_of(capsys)
-
-
-@pytest.mark.parametrize(("flags", "said"), [
-    (["--text-column", "text"], "takes --text-column A [B] and --label-column L"),
-    (["--text-column", "text", "text", "--label-column", "label"], "all different"),
-    (["--text-column", "gold", "--label-column", "label"], "has a column 'gold' of its own")])
-def test_columns_that_can_not_be_are_refused(tmp_path, capsys, flags, said):
-    (tmp_path / "a.csv").write_text(rows(label=lambda i: f"x,{'ab'[i % 2]}", header="text,gold,label"))
-    assert run("train", "--dataset", tmp_path / "a.csv", *flags, "--sample", "--run", tmp_path / "run") == 2
-    assert said in line_of(capsys)
-    assert not (tmp_path / "run/run.json").exists()
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
@@ -209,9 +183,3 @@ def test_a_file_without_labels_is_predicted(films):
     assert not {"gold", "correct", "gold_confidence"} & set(table.columns)
 
 
-def test_a_lost_quotation_mark_that_takes_in_rows_is_mentioned(tmp_path, capsys):
-    lines = [f"text {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
-    lines[5], lines[20] = '"' + lines[5], '"' + lines[20]
-    (tmp_path / "a.csv").write_text("\n".join(["text,label", *lines]))
-    common.read_csv(tmp_path / "a.csv", required=["text", "label"], ours=False)
-    assert "row 7: a cell holds 14 lines that look like rows" in capsys.readouterr().out

@@ -221,16 +221,6 @@ def test_xslue_reads_its_own_columns(tmp_path, key, lines, expected):
     assert tables["test"].attrs["dropped"] == {"torn off by a line break": len(lines) - len(expected)}
 
 
-def test_the_readers_dropped_rows_are_in_the_record(tmp_path):
-    rows = [{"text": f"text {i}" * (i != 1), "label_category": label, "split": split}
-            for split in ("train", "dev", "test")
-            for i, label in enumerate(["none", *common.find_task("edos-b")["raw_labels"]])]
-    put(tmp_path / "edos/edos_labelled_aggregated.csv", rows)
-    data = common.load_data("edos-b", data_dir=tmp_path)
-    assert data.record["dropped"]["dev"] == {"not sexist": 1, "without a label": 0, "without a text": 1}
-    assert data.splits["validation"]["id"].tolist() == ["dev-000007", "dev-000008", "dev-000009"]
-
-
 # --- Files that are not what they should be --------------------------------------------------------------------------
 
 

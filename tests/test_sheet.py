@@ -7,20 +7,20 @@ import re
 
 import pytest
 from conftest import run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_errors import fill_in, make_run, prediction
 
 import common
 
-QUIET = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True)
+QUIET = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True,
+                 phases=[Phase.generate])  # to shrink a failing case would take minutes
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
     ["=1+1", "'=1", "-x", "@user", "\tx", "\r", "a,b;c\td", 'say "hi"', "two\nlines", "-1.5", "“q”", "\ufeffx", "＝1"])
 RESAVED = st.fixed_dictionaries({
     "delimiter": st.sampled_from(",;\t"), "encoding": st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     "end": st.sampled_from(["\n", "\r\n"]), "shuffle": st.none() | st.integers(0, 9), "mirror": st.booleans(),
-    "blank": st.booleans(), "drop": st.sampled_from([None, "input", "auto_tags", "nearest_train", "error_type"]),
-    "spell": st.sampled_from([str, str.title, lambda name: f" {name.upper().replace('_', ' ')} "])})
+    "blank": st.booleans(), "drop": st.sampled_from([None, "input", "auto_tags", "nearest_train", "error_type"])})
 OURS = ("id", "input", "gold", "predicted", "confidence", "gold_confidence", "margin", "error_type", "auto_tags",
         "nearest_train", "nearest_label", "nearest_similarity")  # errors.py renews these
 MINE = ["cause", "solution", "cause_2", "notes", "My Column", "=1+1"]
@@ -33,20 +33,18 @@ def without_pictures():
         yield
 
 
-def resave(path, delimiter=",", encoding="utf-8-sig", end="\r\n", shuffle=None, mirror=False, blank=False, drop=None,
-           spell=str, cell=str):
+def resave(path, delimiter=",", encoding="utf-8-sig", end="\r\n", shuffle=None, mirror=False, blank=False, drop=None):
     """Save the file again as a spreadsheet might, which takes our escapes for a part of the text."""
     header, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
     if shuffle is not None:
         random.Random(shuffle).shuffle(rows)
-    names = [spell(name) if name in (*OURS, "cause", "solution", "cause_2", "notes") else name for name in header]
     kept = [i for i, name in enumerate(header) if name != drop or name in ("id", "input")][::-1 if mirror else 1]
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=delimiter, lineterminator=end)
-    for row in [names, *([cell(text) for text in row] for row in rows)]:
-        writer.writerow([row[i] for i in kept])
-        out.write((delimiter * 3 + end) * blank)
-    path.write_bytes(out.getvalue().encode(encoding))
+    lines = []
+    for row in [header, *rows]:
+        line = io.StringIO(newline="")
+        csv.writer(line, delimiter=delimiter).writerow([row[i] for i in kept])  # whose \r\n has it quote a cell's \r
+        lines += [line.getvalue().removesuffix("\r\n"), *[delimiter * 3] * blank]
+    path.write_bytes("".join(line + end for line in lines).encode(encoding))
 
 
 def sheet_of(folder):
@@ -90,7 +88,7 @@ VARIANTS = {
     "no byte-order mark": {"encoding": "utf-8"}, "semicolons": {"delimiter": ";"},
     "UTF-16 tabs": {"delimiter": "\t", "encoding": "utf-16"}, "Windows-1252": {"delimiter": ";", "encoding": "cp1252"},
     "a column deleted": {"drop": "nearest_train"}, "columns in another order": {"mirror": True},
-    "other spelling": {"spell": str.title}, "blank rows": {"blank": True}}
+    "blank rows": {"blank": True}}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -180,7 +178,6 @@ def test_annotated_rows_stay_whatever_is_drawn_and_become_orphans_once(folder, c
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("errors.csv", b"PK\x03\x04\x9f\x00", "CSV"), ("errors.csv", b"", "input"),
     ("errors.csv", b"id,cause\n1,c\n", "no column input"),
-    ("errors.csv", b"id,input,Cause,cause \n1,a,b,c\n", "cause"),
     ("errors.csv", b"id,input\n1,a,b,c\n", "row 2"), ("predictions.csv", b"id,gold\n", "correct")])
 def test_files_that_cannot_be_used_are_left_alone(folder, capsys, name, content, message):
     (folder / name).write_bytes(content)

@@ -1,16 +1,11 @@
 """SQuAD 2.0's own kind: the official scores, windows over long contexts, "no answer", threshold and temperature."""
 
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import optimize
-from sklearn.metrics import log_loss
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toys import batch_of, build, task_of
-from transformers import GPT2Config, GPT2ForQuestionAnswering, PreTrainedTokenizerFast
 
 import common
 from catalog.squad2 import KINDS, N_BEST, squad_scores
@@ -85,24 +80,6 @@ class TestWindows:
         logits[0, first, 0] = logits[0, last, 1] = 5
         assert KIND.predict(logits, table, TASK, dataset)["predicted"].tolist() == ["Tomé, “Príncipe”"]
 
-    def test_models_without_types_or_a_cls_token(self):
-        """A byte-level tokenizer and GPT-2: the null position is the first token."""
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        raw = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*alphabet, "<end>"])}, []))
-        raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>",
-                                            model_input_names=["input_ids", "attention_mask"])
-        table = squad(["🐈", ""], "the cat 🐈 sat")
-        dataset = KIND.encode(table, TASK, tokenizer, 40)
-        assert list(dataset.columns) == ["input_ids"]
-        assert dataset.nulls.tolist() == [0, 0]
-        assert dataset.labels[0, 1] - dataset.labels[0, 0] >= 3  # a cat is four bytes
-        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, pad_token_id=256)
-        outputs = common.predict(GPT2ForQuestionAnswering(config), dataset, KIND, 2)
-        assert outputs.vectors.shape == (2, 16)
-        assert len(KIND.predict(outputs.logits, table, TASK, dataset)) == 2
-
-
 def test_loss_without_padding_equals_the_models_own():
     kind, _, _, dataset, model = build("span")
     batch, labels = batch_of(dataset, [0, 4])  # equal lengths
@@ -155,32 +132,6 @@ class TestPrediction:
             "f1": 0.5, "exact": 0.5, "has_ans_exact": 1 / 3, "has_ans_f1": 1 / 3, "no_ans_exact": 1, "no_ans_f1": 1})
         counts = {metric: KIND.examples_of(metric, predictions) for metric in ("f1", "has_ans_f1", "no_ans_exact")}
         assert counts == {"f1": 4, "has_ans_f1": 3, "no_ans_exact": 1}
-
-    def test_figures_where_every_question_has_an_answer(self):
-        table = pd.DataFrame({"gold": ["a b", "c"], "correct": [True, False], "f1": [1.0, 0.5]})
-        assert KIND.metrics(table, TASK) == pytest.approx({
-            "f1": 0.75, "exact": 0.5, "has_ans_f1": 0.75, "has_ans_exact": 0.5, "no_ans_f1": np.nan,
-            "no_ans_exact": np.nan}, nan_ok=True)
-        assert np.isnan(KIND.resample(table, TASK)["no_ans_f1"]).all()
-
-    def test_the_temperature_makes_being_right_likeliest(self):
-        kind, task, table, dataset, _ = build("span", rows=60)
-        rng = np.random.default_rng(6)
-        logits = rng.normal(0, 2, (len(dataset), dataset.lengths.max(), 2)).astype(np.float32)
-        for window, (start, end, _) in enumerate(dataset.labels):  # the right answer is likely, not certain
-            logits[window, start, 0] += rng.choice([0, 6])
-            logits[window, end, 1] += rng.choice([0, 6])
-        tuned = kind.tune(logits, table, task, dataset)
-        right = kind.predict(logits, table, task | tuned, dataset)["correct"]
-        assert 0.2 < right.mean() < 0.9
-
-        def loss(temperature):  # the threshold is of the logits' scale
-            scaled = task | {"null_threshold": tuned["null_threshold"] / temperature}
-            return log_loss(right, kind.predict(logits / temperature, table, scaled, dataset)["confidence"])
-
-        found = optimize.minimize(lambda x: loss(math.exp(x[0])), [0.3], method="Nelder-Mead", tol=1e-3)
-        assert tuned["temperature"] == pytest.approx(math.exp(found.x[0]), rel=1e-2)
-
 
 def test_confusion_and_floor():
     table = pd.DataFrame({"gold": ["", "a b", "a b", "c"], "predicted": ["x", "", "b c", "x"], "f1": [0, 0, 0.5, 0]})

@@ -21,7 +21,7 @@ SETTINGS = {  # what the report asks of run.json besides
     "args": {"max_length": 9, "num_train_epochs": 2, "per_device_train_batch_size": 8, "weight_decay": 0,
              "optim": "adamw", "gradient_accumulation_steps": 1, "max_grad_norm": 1, "learning_rate": 1e-3,
              "lr_scheduler_type": "linear", "warmup_steps": 0, "step_gamma": None, "class_weights": "none",
-             "lora_rank": None, "early_stopping_patience": None, "train_per_class": None},
+             "early_stopping_patience": None, "train_per_class": None},
     "model_info": {"type": "bert", "parameters": 9, "hidden_size": 6, "layers": 1, "revision": None, "card": {},
                    "dropout": {"p": 0.1}, "vector": "the [CLS] vector"},
     "hardware": {"name": "CPU", "precision": "fp32", "processes": 1}, "versions": {"torch": "2", "transformers": "5"},
@@ -58,9 +58,11 @@ def write_run(folder, gold=GOLD, predicted=PREDICTED, confidence=CONFIDENCE, vec
 def write_epochs(folder, epochs, gold, predicted):
     shape = len(epochs), len(gold)
     vectors = np.random.default_rng(1).normal(size=(*shape, 6)).astype(np.float32)
-    np.savez(folder / "epoch_states.npz", id=np.array([f"validation-{i}" for i in range(len(gold))]), vector=vectors,
-             epoch=np.array(epochs), gold=np.array(gold), predicted=np.array(predicted),
-             correct=np.array(predicted) == np.array(gold), confidence=np.full(shape, 0.5, dtype=np.float32))
+    arrays = {"id": np.array([f"validation-{i}" for i in range(len(gold))]), "gold": np.array(gold)}
+    for epoch, its, row in zip(epochs, vectors, np.array(predicted), strict=True):
+        arrays |= {f"vector_{epoch}": its, f"predicted_{epoch}": row, f"correct_{epoch}": row == arrays["gold"],
+                   f"confidence_{epoch}": np.full(len(gold), 0.5, dtype=np.float32)}
+    np.savez(folder / "epoch_states.npz", **arrays)
     return vectors.astype(float)
 
 
@@ -196,41 +198,21 @@ def test_no_text_runs_into_another_however_many_epochs(tmp_path, figures, monkey
 def test_no_text_runs_into_another_in_the_other_pictures(tmp_path, figures, monkeypatch):
     long = [f"a label of many words, {number}" for number in range(12)]
     write_run(tmp_path, long, long, [0.9] * 12, labels=long, positive=None)
-    write_run(tmp_path / "second")
-    run("visualize", "--run", tmp_path, "--perplexity", 3, "--runs", tmp_path / "second")
+    run("visualize", "--run", tmp_path, "--perplexity", 3)
     assert {"learning_curve.png", "embedding_pca.png", "embedding_tsne.png"} == set(figures)
     for figure in figures.values():
         assert_texts_part(figure, monkeypatch, width=8)
 
 
-def test_learning_curve_of_two_runs_is_that_of_their_files(tmp_path, figures):
-    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    its = common.read_run(second)
-    common.write_json(second / "run.json", {**its, "seed": 8, "training": {"best_epoch": 1, "metric": "f1"}})
-    visualize(first, "--runs", second, first)
-    loss, metric = figures["learning_curve.png"].axes
-    raw, smooth, evaluation, star = loss.lines[:4]
-    assert raw.get_ydata().tolist() == list(range(40)) and raw.get_xdata()[-1] == 2 and len(loss.lines) == 8
-    assert smooth.get_ydata()[:3].tolist() == [0, 0.5, 1.5]  # a window of 40 / 20 rows
-    assert evaluation.get_xydata().tolist() == [[1, 0.5], [2, 0.45]] and star.get_xydata().tolist() == [[2, 0.45]]
-    assert [line.get_ydata().tolist() for line in metric.lines] == [
-        [0.72, 0.78], [0.78], [0.7, 0.8], [0.6, 0.65], [0.6], [0.7, 0.8]]
-    assert metric.get_ylabel().split("\n") == ["accuracy", "f1", "(training: accuracy)"]
-    assert [text[-6:] for text in legend_of(figures["learning_curve.png"])[3:]] == ["seed 1", "seed 8"]
-
-
 # ---- What is too little, broken or odd ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("harm", "flags", "message"), [
-    (lambda folder: None, ["--method", "tsne", "--perplexity", 12], "--perplexity 12 is not below"),
-    (lambda folder: None, ["--runs", "nowhere"], "nowhere holds no finished run"),
-    (lambda folder: (folder / "predictions.csv").unlink(), [], "predictions.csv is missing"),
-    (lambda folder: (folder / "hidden_states.npz").unlink(), [], "hidden_states.npz"),
-    (lambda folder: np.savez(folder / "hidden_states.npz", id=np.array(["x"]), vector=np.ones((1, 6))), [],
+@pytest.mark.parametrize(("harm", "message"), [
+    (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv is missing"),
+    (lambda folder: np.savez(folder / "hidden_states.npz", id=np.array(["x"]), vector=np.ones((1, 6))),
      "hold other samples")])
-def test_what_a_user_can_mend_is_one_line(tmp_path, figures, capsys, harm, flags, message):
+def test_what_a_user_can_mend_is_one_line(tmp_path, figures, capsys, harm, message):
     harm(write_run(tmp_path))
-    assert visualize(tmp_path, *flags) == 2
+    assert visualize(tmp_path) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
