@@ -393,9 +393,10 @@ if args.baselines or (folder / "baselines.csv").is_file():
 print(f"{task['title']}: {run['model']}, best epoch {run['training']['best_epoch']:g} (by validation "
       f"{run['training']['metric']}), {len(test)} examples ({metrics['split'][0]})\n{shown.to_string(index=False)}")
 if len(compared) and not run["sample"]:
-    print("published, and the gap of ours to it in points, with its interval; published.csv says in what each differs")
-    print(compared.assign(by=compared["cite"].str.partition(")")[0] + ")").drop(columns=["differs", "cite", "url"])
-          .to_string(index=False, float_format="{:.4g}".format))
+    print("published scores, and ours less theirs in points; published.csv has all, and in what each differs from ours")
+    short = compared.groupby("metric").head(6).round({"value": 4, "gap": 1, "gap_low": 1, "gap_high": 1})
+    short["by"] = short["cite"].str.replace(r"(\(\d{4}\)).*", r"\1", regex=True)
+    print(short.drop(columns=["differs", "cite", "url"]).to_string(index=False))
     print("; ".join([f"ours: {run['model_info']['parameters'] / 1e6:.1f} M parameters", *what_is_ours()]))
 if scales:
     print(f"calibration error of the {kind.confidence_is}: {calibration_error(scales['raw']):.4f}, at temperature "
