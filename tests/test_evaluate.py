@@ -121,63 +121,62 @@ def features(train, test, columns):
     return found
 
 
-def floor_of(folder):
-    """baselines.csv as {baseline: {metric: value}}, the training texts and the predictions."""
-    values = {name: part.set_index("metric")["value"].to_dict()
-              for name, part in scores_of(folder, "baselines").groupby("baseline")}
-    return values, common.read_csv(folder / "train_texts.csv"), common.read_predictions(folder)
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """Make a run on a key's sample rows, evaluated with its floor."""
-    def make(*flags):
-        folder = tmp_path_factory.mktemp("floor")
-        assert run("train", *FAST, *flags, "--run", folder) == 0
-        assert run("evaluate", "--run", folder, "--baselines") == 0
-        return folder
+@pytest.fixture
+def floor_of(tmp_path):
+    """A run on a key's sample rows: baselines.csv as {baseline: {metric: value}}, training texts, predictions, task."""
+    def make(key):
+        assert run("train", "--dataset", key, *FAST, "--run", tmp_path) == 0
+        assert run("evaluate", "--run", tmp_path, "--baselines") == 0
+        values = {name: part.set_index("metric")["value"].to_dict()
+                  for name, part in scores_of(tmp_path, "baselines").groupby("baseline")}
+        train, test = common.read_csv(tmp_path / "train_texts.csv"), common.read_predictions(tmp_path)
+        return values, train, test, common.read_run(tmp_path)["task"]
     return make
 
 
-class TestFloor:
-    def test_of_classification(self, run_dir):
-        values, train, test = floor_of(run_dir)
-        x, y = features(train, test, ["sentence1", "sentence2"])
-        predicted = linear_model.LogisticRegression(max_iter=1000).fit(x, train["label"]).predict(y)
-        assert values["tfidf + logistic regression"] == pytest.approx({
-            "accuracy": (predicted == test["gold"]).mean(),
-            "f1": metrics.f1_score(test["gold"], predicted, pos_label="equivalent")})
-        assert values["majority"] == pytest.approx({"accuracy": 31 / 48, "f1": 2 * 31 / (31 + 48)})
+def test_the_floor_of_labels(floor_of):
+    values, train, test, _ = floor_of("mrpc")
+    x, y = features(train, test, ["sentence1", "sentence2"])
+    predicted = linear_model.LogisticRegression(max_iter=1000).fit(x, train["label"]).predict(y)
+    assert values["tfidf + logistic regression"] == pytest.approx({
+        "accuracy": (predicted == test["gold"]).mean(),
+        "f1": metrics.f1_score(test["gold"], predicted, pos_label="equivalent")})
+    assert values["majority"] == pytest.approx({"accuracy": 31 / 48, "f1": 2 * 31 / (31 + 48)})
 
-    def test_of_multilabel(self, evaluated):
-        folder = evaluated("--dataset", "sbic")
-        values, train, test = floor_of(folder)
-        labels = read_json(folder / "run.json")["task"]["labels"]
-        sets, gold = (np.array([[label in names.split(" | ") for label in labels] for names in column])
-                      for column in (train["label"], test["gold"]))
-        x, y = features(train, test, list(train.columns[1:-1]))
-        model = multiclass.OneVsRestClassifier(linear_model.LogisticRegression(max_iter=1000)).fit(x, sets)
-        found = {"majority": np.tile(sets[train["label"] == train["label"].mode()[0]][0], (len(test), 1)),
-                 "tfidf + logistic regression": model.predict(y).astype(bool)}
-        for name, predicted in found.items():
-            expected = {f"{how}_f1": metrics.f1_score(gold, predicted, average=how, zero_division=0)
-                        for how in ("macro", "micro")}
-            expected |= {"exact_match": (gold == predicted).all(axis=1).mean(), "accuracy": (gold == predicted).mean()}
-            assert values[name] == pytest.approx({metric: expected[metric] for metric in values[name]})
 
-    def test_of_multiple_choice(self, evaluated):
-        folder = evaluated("--dataset", "csqa")
-        values, train, test = floor_of(folder)
-        task = read_json(folder / "run.json")["task"]
-        text, options, labels = task["text"][0], task["options"], np.array(task["labels"])
-        pairs = [pd.DataFrame({"text": table[text].repeat(5), "option": table[options].to_numpy().ravel()})
-                 for table in (train, test)]
-        x, y = features(*pairs, ["text", "option"])
-        right = np.concatenate([labels == label for label in train["label"]])
-        scores = linear_model.LogisticRegression(max_iter=1000).fit(x, right).decision_function(y)
-        predicted = labels[scores.reshape(-1, 5).argmax(axis=1)]
-        assert values["tfidf + logistic regression"]["accuracy"] == (predicted == test["gold"]).mean()
-        assert values["majority"]["accuracy"] == (train["label"].mode()[0] == test["gold"]).mean()
+def test_the_floor_of_numbers(floor_of):
+    values, train, test, _ = floor_of("str-eng")
+    x, y = features(train, test, list(train.columns[1:-1]))
+    predicted = linear_model.Ridge().fit(x, train["label"].astype(float)).predict(y)
+    assert values["tfidf + ridge"]["spearman"] == pytest.approx(
+        stats.spearmanr(test["gold"].astype(float), predicted)[0])
+    assert values["mean"]["spearman"] == 0
+
+
+def test_the_floor_of_sets(floor_of):
+    values, train, test, task = floor_of("sbic")
+    sets, gold = (np.array([[label in names.split(" | ") for label in task["labels"]] for names in column])
+                  for column in (train["label"], test["gold"]))
+    x, y = features(train, test, list(train.columns[1:-1]))
+    model = multiclass.OneVsRestClassifier(linear_model.LogisticRegression(max_iter=1000)).fit(x, sets)
+    found = {"majority": np.tile(sets[train["label"] == train["label"].mode()[0]][0], (len(test), 1)),
+             "tfidf + logistic regression": model.predict(y).astype(bool)}
+    for name, predicted in found.items():
+        assert values[name]["macro_f1"] == pytest.approx(
+            metrics.f1_score(gold, predicted, average="macro", zero_division=0))
+
+
+def test_the_floor_of_options(floor_of):
+    values, train, test, task = floor_of("csqa")
+    text, options, labels = task["text"][0], task["options"], np.array(task["labels"])
+    pairs = [pd.DataFrame({"text": table[text].repeat(5), "option": table[options].to_numpy().ravel()})
+             for table in (train, test)]
+    x, y = features(*pairs, ["text", "option"])
+    right = np.concatenate([labels == label for label in train["label"]])
+    scores = linear_model.LogisticRegression(max_iter=1000).fit(x, right).decision_function(y)
+    predicted = labels[scores.reshape(-1, 5).argmax(axis=1)]
+    assert values["tfidf + logistic regression"]["accuracy"] == (predicted == test["gold"]).mean()
+    assert values["majority"]["accuracy"] == (train["label"].mode()[0] == test["gold"]).mean()
 
 
 # ---- Several seeds --------------------------------------------------------------------------------------------------

@@ -165,6 +165,15 @@ def test_red_is_positive_blue_negative_black_wrong_and_alpha_the_confidence(tmp_
     assert {color[:3] for color in [*points_of(figure.axes[0]).values()][-2:]} == {BLACK[:3]}  # last, so on top
 
 
+def test_a_number_has_the_colour_of_its_step(tmp_path, figures):
+    gold = ["-1.5", "0.5", "1.5", "-0.5"] * 3
+    visualize(write_run(tmp_path, gold, [*gold[:-1], "1.0"], kind="regression", labels=None, positive=None,
+                        steps=["low", "high"], scale=[-2.0, 2.0]))
+    assert legend_of(figures["embedding_pca.png"]) == ["high: 6", "low: 5", "wrongly predicted: 1"]
+    colours = colours_of(tmp_path, figures["embedding_pca.png"])
+    assert {colours[f"test-{i:06d}"][:3] for i in (0, 3)} == {BLUE[:3]} and colours["test-000011"][:3] == BLACK[:3]
+
+
 # ---- Epochs and learning curves -------------------------------------------------------------------------------------
 
 
