@@ -58,37 +58,33 @@ def pickles(folder, place, *names):
         torch.save({"weight": Payload(place)}, folder / name)
 
 
-def only_pickles(folder, place):
-    (folder / "model.safetensors").unlink()
-    pickles(folder, place)
+def spoil(model, how, place):
+    """Put into a model's folder what must neither be read nor run."""
+    if how == "only pickles":
+        (model / "model.safetensors").unlink()
+        pickles(model, place)
+    elif how == "misnamed pickle":
+        (model / "model.safetensors").write_bytes(pickle.dumps(Payload(place)))
+    elif how == "code":
+        (model / "own.py").write_text(f"from pathlib import Path\nPath({str(place)!r}).touch()\n")
+        (model / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": dict.fromkeys(
+            ("AutoConfig", "AutoModelForSequenceClassification", "AutoModelForCausalLM"), "own.X")}))
+    else:
+        (model / "chat_template.jinja").write_text(
+            "{{ cycler.__init__.__globals__.os.system('touch " + str(place) + "') }}")
 
 
-def misnamed_pickle(folder, place):
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Payload(place)))
-
-
-def code(folder, place):
-    (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(place)!r}).touch()\n")
-    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": dict.fromkeys(
-        ("AutoConfig", "AutoModelForSequenceClassification", "AutoModelForCausalLM"), "own.X")}))
-
-
-def template(folder, place):
-    text = "{{ cycler.__init__.__globals__.os.system('touch " + str(place) + "') }}"
-    (folder / "chat_template.jinja").write_text(text)
-
-
-@pytest.mark.parametrize(("script", "spoil"), [
-    ("train", only_pickles), ("train", misnamed_pickle), ("train", code),
-    ("llm_compare", only_pickles), ("llm_compare", misnamed_pickle), ("llm_compare", code), ("llm_compare", template)])
+@pytest.mark.parametrize(("script", "how"), [
+    *((script, how) for script in ("train", "llm_compare") for how in ("only pickles", "misnamed pickle", "code")),
+    ("llm_compare", "template that leaves its sandbox")])
 def test_a_model_of_pickles_code_or_a_template_that_leaves_its_sandbox_is_refused(
-        run_dir, tmp_path, trace, capsys, script, spoil):
+        run_dir, tmp_path, trace, capsys, script, how):
     model = shutil.copytree(run_dir / "model", tmp_path / "model")
     if script == "llm_compare":
         transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
             vocab_size=999, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
             num_key_value_heads=1, eos_token_id=3, pad_token_id=0)).save_pretrained(model)
-    spoil(model, trace)
+    spoil(model, how, trace)
     flags = {"train": ["--dataset", "mrpc", "--sample", "--model", model, "--run", tmp_path / "run"],
              "llm_compare": ["--run", run_dir, "--llm", model]}
     assert run(script, *flags[script]) == 2

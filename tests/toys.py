@@ -22,9 +22,8 @@ TASKS = {
              "metrics": ["f1", "exact"]},
     "answers": {"row_file": "gqa", "text": ["text"], "label": "answer", "labels": ["cat", "dog", "no"],
                 "metrics": ["accuracy"]},
-    "visual": {"row_file": "gqa", "text": ["text"], "image": "image", "label": "answer", "labels": ["cat", "dog", "no"],
-               "metrics": ["accuracy"]},
 }
+TASKS["visual"] = {**TASKS["answers"], "image": "image"}
 
 
 def task_of(name, **changes):
@@ -32,20 +31,16 @@ def task_of(name, **changes):
 
 
 def table_of(name, rows=12):
-    """A split as load_data makes it."""
-    rng = np.random.default_rng(1)
-    table = pd.DataFrame({"id": [f"train-{i}" for i in range(rows)], "text": [TEXTS[i % 4] for i in range(rows)]})
-    if name == "span":
-        table = table.rename(columns={"text": "context"}).assign(question="who sat where")
-        words = [context.split()[-1] for context in table["context"]]
-        table["label"] = [{"text": [word], "answer_start": [len(context) - len(word)]} if i % 3 else
-                          {"text": [], "answer_start": []}
-                          for i, (word, context) in enumerate(zip(words, table["context"], strict=True))]
-        return table
+    """A split as load_data makes it, with the texts of all kinds."""
+    rng, texts = np.random.default_rng(1), [TEXTS[i % 4] for i in range(rows)]
     labels = {"regression": rng.normal(size=rows), "multiple_choice": rng.choice(["1", "2"], rows),
-              "multilabel": [["none", "a | c", "b", "a | b | c"][i % 4] for i in range(rows)]}
-    table["label"] = labels.get(name, rng.choice(["cat", "dog", "no"], rows))
-    return table.assign(one="the red cat", two="a dog that sang", image=[str(i % 3) for i in range(rows)])
+              "multilabel": [["none", "a | c", "b", "a | b | c"][i % 4] for i in range(rows)],
+              "span": [{"text": [text.split()[-1]], "answer_start": [text.rindex(" ") + 1]} if i % 3 else
+                       {"text": [], "answer_start": []} for i, text in enumerate(texts)]}
+    return pd.DataFrame({
+        "id": [f"train-{i}" for i in range(rows)], "text": texts, "context": texts, "question": "who sat where",
+        "one": "the red cat", "two": "a dog that sang", "image": [str(i % 3) for i in range(rows)],
+        "label": labels.get(name, rng.choice(["cat", "dog", "no"], rows))})
 
 
 def pictures():
