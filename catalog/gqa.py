@@ -50,7 +50,7 @@ class Answers(Kind):
         """As for a small closed set, but without a column per answer; an answer outside the set has probability 0."""
         predictions = super().predict(logits, table, task, dataset).loc[:, :"margin"]
         known = self.targets(table, task) >= 0
-        return predictions.assign(gold=table["label"].to_numpy(), correct=predictions["correct"] & known,
+        return predictions.assign(gold=table["label"].to_numpy(),
                                   gold_confidence=predictions["gold_confidence"].where(known, 0.0))
 
     def figures(self, predictions: Table, task: Task, weights: Array) -> dict[str, Array]:

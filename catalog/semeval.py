@@ -51,7 +51,7 @@ def read_afrisenti(data_dir: Path, task: dict[str, Any]) -> dict[str, pd.DataFra
     for name in task["splits"].values():
         path = fetch(data_dir / task["path"].format(split=name), task["url"].format(split=name))
         header, *rows = (line.split("\t") for line in read_lines(path))
-        table = pd.DataFrame(rows)[[header.index("tweet"), header.index("label")]].set_axis(["tweet", "label"], axis=1)
+        table = pd.DataFrame([dict(zip(header, row, strict=False)) for row in rows])[["tweet", "label"]]
         tables[name] = keep(table, table.notna().all(axis=1), "torn off by a line break")
     return tables
 

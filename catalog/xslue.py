@@ -28,6 +28,6 @@ def read_columns(data_dir: Path, task: dict[str, Any], name: str) -> pd.DataFram
     counted as dropped.
     """
     rows = read_lines(fetch(data_dir / task["path"].format(split=name), how=task["by_hand"]))
-    cells = pd.DataFrame([row.split("\t") for row in rows])
+    cells = pd.DataFrame([dict(enumerate(row.split("\t"))) for row in rows])
     table = cells[list(task["columns"].values())].set_axis(list(task["columns"]), axis=1)
     return keep(table, table.notna().all(axis=1), "torn off by a line break")
