@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_readers import refused
 
 import common
 
 
-def put(folder, key, **splits):
-    """Rows of a hub data set as DIR/<hub id>/<config>/<split>.jsonl: texts and label each, or an object; the folder."""
+def load(folder, key, *, test_only=False, train_per_class=None, **splits):
+    """What becomes of rows as the hub has them, by its splits: texts and label of each, or an object."""
     task = common.catalog()[key]
     columns = [*task["text"], *task.get("options", []), task["label"]]
     for name, rows in splits.items():
@@ -20,32 +21,18 @@ def put(folder, key, **splits):
         path.mkdir(parents=True, exist_ok=True)
         rows = [row if isinstance(row, dict) else dict(zip(columns, row, strict=True)) for row in rows]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return common.load_data(key, data_dir=folder, test_only=test_only, train_per_class=train_per_class)
 
 
 def reviews(count, label=lambda i: i % 2):
     return [(f"review number {i}", label(i)) for i in range(count)]
 
 
-def refused(capsys, said, dataset, **flags):
-    """load_data ends the script with code 2 and one line that holds `said`."""
-    with pytest.raises(SystemExit) as end:
-        common.load_data(dataset, **flags)
-    lines = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2
-    assert len(lines) == 1
-    assert said in lines[0]
-
-
-# --- Labels ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("column", [
     [0, 1, -1, 1], ["negative", " positive ", "", "positive"], [0, 1, None, 1], [0.0, 1.0, None, 1.0]])
 def test_labels_are_read_from_numbers_and_names_and_hidden_ones_are_counted(tmp_path, column):
     test = [(f"text {i}", label) for i, label in enumerate(column)]
-    folder = put(tmp_path, "sst2", train=reviews(20), validation=test)
-    data = common.load_data("sst2", data_dir=folder)
+    data = load(tmp_path, "sst2", train=reviews(20), validation=test)
     assert data.splits["test"]["label"].tolist() == ["negative", "positive", "positive"]
     assert data.splits["test"]["id"].tolist() == ["validation-000000", "validation-000001", "validation-000003"]
     assert data.record["dropped"] == {"validation": {"without a label": 1, "without a text": 0}}
@@ -54,61 +41,42 @@ def test_labels_are_read_from_numbers_and_names_and_hidden_ones_are_counted(tmp_
 @pytest.mark.parametrize(("rows", "said"), [
     *([[("a", one), ("b", other)], "is not one that it knows"] for one, other in (
         ("negative", "maybe"), (0, 2), (0.5, 1.0), ("0", "1"))),  # "0" is no position
-    ([("a", -1), ("b", -1)], "the test split holds no example with a label"),
-    ([(" ", 0), ("", 1)], "the test split holds no example with a label and a text"),
-    ([("a", 0), (5, 1)], "holds 1 cells that are no text, such as 5 in row 2")])
-def test_labels_and_rows_that_can_not_be_tested_on_are_refused(tmp_path, capsys, rows, said):
-    refused(capsys, said, "sst2", data_dir=put(tmp_path, "sst2", train=reviews(20), validation=rows))
+    ([("a", -1), (" ", 1)], "the test split holds no example with a label and a text"),
+    ([("a", 0), (5, 1)], "holds 1 cells that are no text, such as 5 in row 2"),
+    ([{"sentences": "a", "label": 0}], "no column 'sentence' among sentences, label; did you mean sentences?")])
+def test_rows_that_can_not_be_tested_on_are_refused(tmp_path, capsys, rows, said):
+    refused(capsys, lambda: load(tmp_path, "sst2", train=reviews(20), validation=rows), said)
 
 
 def test_labels_found_in_the_data_are_found_in_train_and_validation_alone(tmp_path):
     splits = {"train": ["yes", "no"] * 5, "val": ["red", "yes"], "testdev": ["blue", "no"]}
-    folder = put(tmp_path, "gqa-blind", **{name: [
+    data = load(tmp_path, "gqa-blind", **{name: [
         {"question": f"{name} {i}?", "answer": answer, "imageId": f"{i}"} for i, answer in enumerate(answers)]
         for name, answers in splits.items()})
-    data = common.load_data("gqa-blind", data_dir=folder)
     assert data.task["labels"] == ["no", "red", "yes"]
     assert data.splits["test"]["label"].tolist() == ["blue", "no"]  # outside of them, and so always wrong
 
 
-def test_a_missing_column_and_an_unknown_key_are_named_with_the_nearest(tmp_path, capsys):
-    folder = put(tmp_path, "sst2", train=reviews(20), validation=reviews(4))
-    path = folder / "nyu-mll/glue/sst2/train.jsonl"
-    path.write_text(path.read_text().replace('"sentence"', '"sentences"'))
-    refused(capsys, "no column 'sentence' among sentences, label; did you mean sentences?", "sst2", data_dir=folder)
-    refused(capsys, "mrpc", "mrcp")
+WSC = {"text": "Mark told Pete lies, which he should have.", "span1_text": "Mark", "span2_text": "he"}
 
 
-def test_commonsenseqas_choices_become_columns(tmp_path):
-    rows = [{"question": f"where {i}?", "answerKey": "AB"[i % 2], "choices": {"label": list("ABCDE"), "text": list(
-        "vwxyz")}} for i in range(20)]
-    test = common.load_data("csqa", data_dir=put(tmp_path, "csqa", train=rows, validation=rows[:2])).splits["test"]
-    assert test.iloc[1].tolist() == ["validation-000001", "where 1?", "v", "w", "x", "y", "z", "B"]
-
-
-@pytest.mark.parametrize(("text", "pronoun", "options", "expected"), [
-    ("The man lifted the boy onto his shoulders.", "his", ["The man", "the boy"],
-     ["The man lifted the boy onto _ shoulders.", "the man's", "the boy's"]),
-    ("Emma drove. It shone for her and him.", "It", ["the trophy", "Emma"],
-     ["Emma drove. _ shone for her and him.", "The trophy", "Emma"]),
-    ("She saw her hat.", "her", ["Emma's", "Emma's mother"], ["She saw _ hat.", "Emma's", "Emma's mother's"])])
-def test_winograds_options_stand_where_the_pronoun_stood(tmp_path, text, pronoun, options, expected):
-    row = {"text": text, "pronoun": pronoun, "pronoun_loc": text.index(pronoun), "options": options, "label": 1}
-    data = common.load_data("wsc273", data_dir=put(tmp_path, "wsc273", test=[row]), test_only=True)
-    assert data.splits["test"].iloc[0].tolist() == ["test-000000", *expected, "2"]
-
-
-def test_superglues_pronoun_stands_in_asterisks(tmp_path):
-    row = {"text": "Mark told Pete lies, which he should have.", "span1_text": "Mark", "span2_index": 5,
-           "span2_text": "he", "label": 1}
-    rows = [row | {"span1_text": f"Mark {i}", "label": i % 2} for i in range(20)]
-    folder = put(tmp_path, "wsc-superglue", train=rows, validation=[row])
-    test = common.load_data("wsc-superglue", data_dir=folder).splits["test"]
-    assert test.iloc[0, 1:3].tolist() == ["Mark told Pete lies, which *he* should have.", "Mark"]
-    assert test["label"].tolist() == [common.find_task("wsc-superglue")["labels"][1]]
-
-
-# --- Splits and samples ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("key", "row", "expected"), [
+    ("csqa", {"question": "where?", "answerKey": "B", "choices": {"label": list("ABCDE"), "text": list("vwxyz")}},
+     ["where?", "v", "w", "x", "y", "z", "B"]),
+    ("wsc-superglue", WSC | {"span2_index": 5, "label": 1},
+     ["Mark told Pete lies, which *he* should have.", "Mark", common.catalog()["wsc-superglue"]["labels"][1]]),
+    *(("wsc273", {"text": text, "pronoun": pronoun, "pronoun_loc": text.index(pronoun), "options": [one, other],
+                  "label": 1}, expected) for text, pronoun, one, other, *expected in [
+        ("The man lifted the boy onto his shoulders.", "his", "The man", "the boy",
+         "The man lifted the boy onto _ shoulders.", "the man's", "the boy's", "2"),
+        ("Emma drove. It shone for her and him.", "It", "the trophy", "Emma",
+         "Emma drove. _ shone for her and him.", "The trophy", "Emma", "2"),
+        ("She saw her hat.", "her", "Emma's", "Emma's mother", "She saw _ hat.", "Emma's", "Emma's mother's", "2")])])
+def test_the_hubs_columns_become_the_tasks(tmp_path, key, row, expected):
+    """Choices become columns; options stand where the pronoun stood, which SuperGLUE's question puts in asterisks."""
+    name = common.catalog()[key]["splits"]["test"]
+    test = load(tmp_path, key, test_only=True, **{name: [row]}).splits["test"]
+    assert test.iloc[0].tolist() == [f"{name}-000000", *expected]
 
 
 @settings(deadline=None)
@@ -129,8 +97,7 @@ def test_a_sample_keeps_every_label_in_proportion(strata, total, seed):
 
 
 def test_a_rare_label_does_not_shrink_the_others(tmp_path):
-    folder = put(tmp_path, "sst2", train=reviews(60, lambda i: int(i > 3)), validation=reviews(4))
-    data = common.load_data("sst2", data_dir=folder, train_per_class=8)
+    data = load(tmp_path, "sst2", train=reviews(60, lambda i: int(i > 3)), validation=reviews(4), train_per_class=8)
     assert data.record["labels"]["train"] == {"negative": 3, "positive": 8}  # one of the four is in validation
 
 
@@ -148,10 +115,9 @@ def test_every_training_draws_the_same_examples_and_the_record_counts_them():
 @pytest.mark.parametrize(("key", "rows", "cut"), [
     ("sst2", 45, 5), ("sst2", 3_000, 300), ("sst2", 11_000, 1_000), ("hsd", 11_000, 1_100)])
 def test_a_cut_is_a_share_of_train_and_no_less_than_a_tenth_up_to_1000(tmp_path, key, rows, cut):
-    folder = put(tmp_path, key, train=reviews(rows), validation=reviews(4))  # sst2's share is 2 %, hsd's 10 %
-    record = common.load_data(key, data_dir=folder).record
-    assert record["rows"]["validation"] == cut
-    assert record["rows"]["train"] == rows - cut - (cut if key == "hsd" else 0)  # whose test is cut too
+    kept = load(tmp_path, key, train=reviews(rows), validation=reviews(4)).record["rows"]  # shares are 2 % and 10 %
+    assert kept["validation"] == cut
+    assert kept["train"] == rows - cut - (cut if key == "hsd" else 0)  # whose test is cut too
 
 
 def test_winogrande_twins_stay_together(tmp_path):
@@ -160,7 +126,7 @@ def test_winogrande_twins_stay_together(tmp_path):
     for i in range(60):
         rows += [(f"Twin {i} wanted the _ because it was large.", f"the Box {i}", f"the bag {i}", "1"),
                  (f"Twin {i} left the _ because it was large.", f"The bag {i}", f"the box {i}", "2")]
-    data = common.load_data("winogrande-xl", data_dir=put(tmp_path, "winogrande-xl", train=rows, validation=rows[:4]))
+    data = load(tmp_path, "winogrande-xl", train=rows, validation=rows[:4])
     assert (data.splits["train"]["group"].value_counts() == 2).all()
     assert not set(data.splits["train"]["group"]) & set(data.splits["validation"]["group"])
     assert data.record["rows"] == {"train": 108, "validation": 12, "test": 4}
@@ -170,7 +136,6 @@ def test_the_same_words_in_train_are_counted(tmp_path):
     """Case, punctuation and white space do not count; of a text without a word all of it does."""
     test = [("REVIEW number 3!", 0), ("review  number\t4", 1), ("number 5 review", 1), ("😀", 0), ("->", 1)]
     train = [*reviews(40), *[("😀", 0), ("<-", 1)] * 2]
-    record = common.load_data("mrpc", data_dir=put(
-        tmp_path, "mrpc", train=[(text, "b", label) for text, label in train], validation=[("a", "b", 0)],
-        test=[(text, "B.", label) for text, label in test])).record
-    assert record["leakage"] == {"train/validation": {"n": 0, "share": 0.0}, "train/test": {"n": 3, "share": 0.6}}
+    found = load(tmp_path, "mrpc", train=[(text, "b", label) for text, label in train], validation=[("a", "b", 0)],
+                 test=[(text, "B.", label) for text, label in test]).record["leakage"]
+    assert found == {"train/validation": {"n": 0, "share": 0.0}, "train/test": {"n": 3, "share": 0.6}}

@@ -1,7 +1,5 @@
 """The run folder's files: what is written comes back, and is there whole or not at all; a run is found by its name."""
 
-import json
-import math
 import os
 import random
 import signal
@@ -13,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_readers import refused
 
 import common
-from common import UserError
 
 TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("'=+-@＝＋－＠\t\r\n\0\",; \ufeff"), max_size=30)
 
@@ -41,14 +39,11 @@ def test_any_table_comes_back(tmp_path_factory, name, rows):
     back = common.read_csv(path, numbers=("prob_",), required=["id", "prob_x"])
     assert list(back) == list(table)
     assert back[name].tolist() == table[name].tolist()
-    for mine, theirs in zip(back["prob_x"], table["prob_x"], strict=True):
-        assert mine == theirs or (math.isnan(mine) and math.isnan(theirs))
+    np.testing.assert_array_equal(back["prob_x"], table["prob_x"])
 
 
 @pytest.mark.parametrize(("name", "content", "rows"), [
     ("a.csv", "id,text\n1,né; ok\n\n2\n".encode(), [["1", "né; ok"], ["2", ""]]),  # a blank row, a short one
-    ("a.csv", "\ufeffid;text\r\n1;\"né; ok\"\r\n".encode(), [["1", "né; ok"]]),
-    ("a.csv", "id\ttext\r\n1\tné; ok\r\n2\t\r\n".encode("utf-16"), [["1", "né; ok"], ["2", ""]]),
     ("a.csv", 'id;text\n1;"“né”; ok"\n'.encode("cp1252"), [["1", "“né”; ok"]]),
     ("a.tsv", f'id\ttext\n1\t"{"word " * 40_000}\n2\tb\n'.encode(), [["1", '"' + "word " * 40_000], ["2", "b"]])])
 def test_what_spreadsheets_and_people_write_is_read(tmp_path, capsys, name, content, rows):
@@ -58,30 +53,11 @@ def test_what_spreadsheets_and_people_write_is_read(tmp_path, capsys, name, cont
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"id,x\n1,2,3\n", "row 2 has 3 cells under 2 column names"), (b"id\n1\n", "has no column x"),
-    (b"", "has no column x"), (b"id,x,x\n1,2,3\n", "has the column 'x' twice"), (b"PK\3\4\xff\0", "is no text"),
-    (None, "is missing")])
+    (b"id,x\n1,2,3\n", "row 2 has 3 cells under 2 column names"), (b"", "has no column x"),
+    (b"id,x,x\n1,2,3\n", "has the column 'x' twice"), (b"PK\3\4\xff\0", "is no text")])
 def test_what_can_not_be_read_is_one_line(tmp_path, capsys, content, said):
-    if content is not None:
-        (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(UserError):
-        common.read_csv(tmp_path / "a.csv", required=["x"])
-    err = capsys.readouterr().err
-    assert said in err and len(err.splitlines()) == 1
-
-
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    common.write_json(path, {"old": 1})
-
-    def break_off(part):
-        part.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        common.write_whole(path, break_off)
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "a.csv").write_bytes(content)
+    refused(capsys, lambda: common.read_csv(tmp_path / "a.csv", required=["x"]), said)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -127,5 +103,3 @@ def test_a_figure_takes_any_text(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         image.load()
         assert max(image.size) < 3000
-
-

@@ -2,12 +2,14 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import test_readers
 from conftest import run
+from test_bad_input import refused
+from test_stop import stop_at
 
 import common
 
@@ -24,43 +26,24 @@ def objects(labels):
     return "".join(json.dumps({"text": f"text {i}", "label": label}) + "\n" for i, label in enumerate(labels))
 
 
-def load(path, content=None):
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+def load(path, content):
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        pd.DataFrame({"text": [f"text {i}" for i in range(40)], "label": content}).to_parquet(path)
     return common.load_data(str(path), text_column=["text"], label_column="label")
 
 
-def line_of(capsys):
-    """The one line on stderr."""
-    line, = capsys.readouterr().err.splitlines()
-    return line
-
-
-# --- What is read ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "content", "said"), [
-    ("nothing.csv", "", "no column label, text"), ("header.csv", "text,label\n", "holds 0 labels in 0 rows"),
     ("one.csv", rows(label=lambda i: "a"), "holds 1 labels in 40 rows"),
     ("ids.csv", rows(label=lambda i: f"id-{i}"), "is it another column that holds the label?"),
-    ("no texts.csv", rows(text=lambda i: " "), "holds no example with a label and a text"),
-    ("one left.csv", rows(text=lambda i: f"t {i}" if i % 2 else ""), "all training examples that are left"),
-    ("long row.csv", rows() + "a,b,c\n", "row 42 has 3 cells under 2 column names"),
-    ("twice.csv", rows(header="text,text,label", label=lambda i: "a,b"), "the column 'text' twice"),
     ("missing.csv", rows(header="texts,label"), "no column text; its first line, which names them, has texts, label"),
-    ("sheet.csv", b"PK\x03\x04\0\0\xff", "save the sheet as CSV UTF-8"),
     ("cut.jsonl", objects("ab" * 20) + '{"text": "a', "line 41 is no JSON object"),
-    ("numbers.jsonl", objects("ab" * 20).replace('"text 7"', "7"), "holds 1 cells that are no text, such as 7 in row"),
+    ("half.jsonl", objects("ab" * 20).replace("text 7", "\\ud83d"), "holds 1 cells that are no text, such as"),
     ("list.jsonl", objects([["a"], ["b"], ["a", "b"]] * 9), "a label is a text or a number, not ['a']"),
-    ("half.jsonl", objects("ab" * 20).replace("text 7", "\\ud83d"), "cells that are no text"),
-    ("none.parquet", "no parquet", "is it what its ending says?"), ("missing.tsv", None, "missing.tsv is missing")])
+    ("none.parquet", "no parquet", "is it what its ending says?")])
 def test_what_is_no_table_of_texts_and_labels_is_refused(tmp_path, capsys, name, content, said):
-    with pytest.raises(SystemExit):
-        load(tmp_path / name, content)
-    assert said in line_of(capsys)
-
-
-# --- Labels ----------------------------------------------------------------------------------------------------------
+    test_readers.refused(capsys, lambda: load(tmp_path / name, content), said)
 
 
 @pytest.mark.parametrize(("content", "labels", "missing"), [
@@ -73,11 +56,8 @@ def test_what_is_no_table_of_texts_and_labels_is_refused(tmp_path, capsys, name,
     (pd.array([0.5, 1.0, None, 0.1] * 10, "Float32"), ["0.1", "0.5", "1"], 10),
     (pd.array(["a", "b", None, "b"] * 10, "string"), ["a", "b"], 10)])
 def test_labels_are_text_as_it_stands_one_per_number_and_missing_ones_are_counted(tmp_path, content, labels, missing):
-    if isinstance(content, str):
-        data = load(tmp_path / ("a.jsonl" if content.startswith("{") else "a.csv"), content)
-    else:
-        pd.DataFrame({"text": [f"text {i}" for i in range(40)], "label": content}).to_parquet(tmp_path / "a.parquet")
-        data = load(tmp_path / "a.parquet")
+    ending = "parquet" if not isinstance(content, str) else "jsonl" if content.startswith("{") else "csv"
+    data = load(tmp_path / f"a.{ending}", content)
     assert data.task["labels"] == labels
     assert data.record["dropped"].get("all", {}).get("without a label", 0) == missing
 
@@ -86,9 +66,6 @@ def test_labels_are_text_as_it_stands_one_per_number_and_missing_ones_are_counte
 def test_labels_that_look_alike_are_named(tmp_path, capsys, twin):
     assert load(tmp_path / "a.csv", rows(label=lambda i: ["pos", twin, "neg"][i % 3])).task["labels"] != ["neg", "pos"]
     assert "look alike" in capsys.readouterr().out
-
-
-# --- A run and its data ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -117,36 +94,23 @@ def test_a_run_is_held_to_its_own_rows(films, capsys, content):
     films.write_text(content)
     Path("other").mkdir()
     for flags in ([], ["--dataset", shutil.move("films.csv", "other")]):
-        assert run("evaluate", "--run", "run", *flags) == 2
-        line_of(capsys)
+        refused(capsys, "evaluate", ["--run", "run", *flags], "films")
     shutil.copy("other/films.csv", films)
-    assert run("train", *FILMS, "--run", "run") == 2
-    assert "are not those of the run in run" in line_of(capsys)
-    assert run("train", "--dataset", "other/films.csv", *SMALL, "--run", "run") == 2
-    line = line_of(capsys)
-    assert "holds a finished run of other flags (--dataset" in line and "--overwrite replaces it" in line
+    refused(capsys, "train", [*FILMS, "--run", "run"], "are not those of the run in run")
+    refused(capsys, "train", ["--dataset", "other/films.csv", *SMALL, "--run", "run"],
+            "holds a finished run of other flags (--dataset")
     assert {path.name: path.read_bytes() for path in Path("run").glob("*.*")} == before
 
 
 def test_a_resumed_run_goes_on_with_the_rows_that_it_began_with(films, capsys, monkeypatch):
-    real, calls = common.CustomTrainer.compute_loss, []
-
-    def compute_loss(*given, **named):
-        calls.append(signal.raise_signal(signal.SIGTERM) if len(calls) == 3 else None)
-        return real(*given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(common.CustomTrainer, "compute_loss", compute_loss)
-        assert run("train", *FILMS, "--run", "part") == 130
-    whole = films.read_text()
+    stop_at(monkeypatch, 4)
+    assert run("train", *FILMS, "--run", "part") == 130
+    whole, resume = films.read_text(), [*FILMS, "--run", "part", "--resume"]
     films.write_text(whole.replace(",a", ",z"))
-    capsys.readouterr()
-    assert run("train", *FILMS, "--run", "part", "--resume") == 2
-    assert "the train and validation and test rows are not those of the run in part" in line_of(capsys)
+    refused(capsys, "train", resume, "the train and validation and test rows are not those of the run in part")
     films.write_text(whole)
-    assert run("train", *FILMS, "--run", "part", "--resume") == 0
-    for name in ("model/model.safetensors", "train_texts.csv"):
-        assert Path("part", name).read_bytes() == Path("run", name).read_bytes()
+    assert run("train", *resume) == 0
+    assert Path("part/train_texts.csv").read_bytes() == Path("run/train_texts.csv").read_bytes()
 
 
 def test_another_file_is_tested_beside_the_run_and_the_rows_that_were_trained_on_are_named(films, capsys):
@@ -161,15 +125,11 @@ def test_another_file_is_tested_beside_the_run_and_the_rows_that_were_trained_on
     assert table["text"].tolist() == [*(f"text {i}" for i in range(4)), *seen]
     assert table["gold"].tolist() == [*"abab", *"bbb"]
     Path("new.csv").write_text(rows(5))
-    capsys.readouterr()
-    assert run("evaluate", *test) == 2
-    assert "run/on-new holds a test on other rows" in line_of(capsys)
+    refused(capsys, "evaluate", test, "run/on-new holds a test on other rows")
     assert run("evaluate", *test, "--overwrite") == 0
     assert len(common.read_predictions(Path("run/on-new"))) == 5
-    capsys.readouterr()
-    Path("numbers.csv").write_text(rows(6, label=lambda i: i % 2))  # which are no positions in a file of one's own
-    assert run("evaluate", "--run", "run", "--dataset", "numbers.csv") == 2
-    assert "label '0' (6 rows) is not one that it knows: 'a', 'b'" in line_of(capsys)
+    Path("new.csv").write_text(rows(6, label=lambda i: i % 2))  # which are no positions in a file of one's own
+    refused(capsys, "evaluate", test, "label '0' (6 rows) is not one that it knows: 'a', 'b'")
 
 
 def test_a_file_without_labels_is_predicted(films):
@@ -181,5 +141,3 @@ def test_a_file_without_labels_is_predicted(films):
     assert table[["text", "label"]].to_numpy().tolist() == labelled[["text", "predicted"]].to_numpy().tolist()
     assert table["confidence"].to_numpy() == pytest.approx(labelled["confidence"].to_numpy(), abs=1e-6)
     assert not {"gold", "correct", "gold_confidence"} & set(table.columns)
-
-
