@@ -2,25 +2,22 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
-from conftest import ROOT
+from conftest import run
 
 BOUNDS = {"loop and stock Trainer": 1e-6, "4 micro-batches": 1e-5, "a run and its resume": 0, "fp16, an update": 0}
 
 
-def test_small_shapes_run_through_and_the_equalities_hold(tmp_path):
+def test_small_shapes_run_through_and_the_equalities_hold(tmp_path, capsys):
     rng, words = np.random.default_rng(0), ["label", "0", "1", *(f"word{i}" for i in range(200))]
     for name, texts in (("mrpc", 2), ("sst2", 1)):
         rows = [{"texts": [" ".join(rng.choice(words, rng.integers(3, 30))) for _ in range(texts)],
                  "label": int(rng.integers(2))} for _ in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run([sys.executable, ROOT / "tests/gpu.py", tmp_path, "--small"], text=True, check=False,
-                          capture_output=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = re.findall(r"(?m)^\| (.*) \| (\S+) \|$", done.stdout.split("Equalities")[1].split("\n\nequalities")[0])
+    assert run("tests/gpu", tmp_path, "--small") == 0
+    out = capsys.readouterr().out
+    found = re.findall(r"(?m)^\| (.*) \| (\S+) \|$", out.split("Equalities")[1].split("\n\nequalities")[0])
     differences = {what: float(value) for what, value in found if what != "what"}
     for what, bound in BOUNDS.items():
         values = [value for name, value in differences.items() if name.startswith(what)]
