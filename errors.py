@@ -298,7 +298,8 @@ slices = pd.DataFrame(rows, columns=SLICES).sort_values("fisher_p", kind="stable
 slices["fdr"] = false_discovery_control(slices["fisher_p"].astype(float))  # Benjamini & Hochberg 1995
 common.write_csv(folder / "slices.csv", slices)
 shown = slices[["tag", "n_inside", "error_rate_inside", "error_rate_outside", "fisher_p", "fdr"]].head(3)
-print(shown.to_string(index=False, float_format="{:.2g}".format))
+if len(shown):
+    print(shown.to_string(index=False, float_format="{:.2g}".format))
 
 # 3. The wrong samples: all cells as text.
 wrong = predictions[~predictions["correct"]].reset_index(drop=True)
