@@ -506,7 +506,7 @@ class Kind:
 
     The column `label` holds the label's name. A kind that one row of the catalog alone uses stands in catalog/<row>.py,
     by its name in the dict KINDS, and extends one of those here. What it differs in beyond them it brings as well:
-    confusion, floors (as in evaluate.py's tables), error_types (errors.py), answer_form (llm_compare.py's FORM).
+    confusion, floors (as evaluate.py has them), error_types (errors.py), answer_form (llm_compare.py's FORM).
     """
 
     auto_class = "AutoModelForSequenceClassification"
@@ -1073,16 +1073,16 @@ def fetch(path: Path, url: str = "", how: str = "") -> Path:
 
     def download(part: Path) -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "common.py"})  # some servers refuse urllib's own
-        with urllib.request.urlopen(request, timeout=60) as reply, part.open("wb") as file:
-            shutil.copyfileobj(reply, file)
-            if file.tell() < int(reply.headers["Content-Length"] or 0):  # a connection that breaks off raises nothing
-                raise OSError(f"{file.tell()} of {reply.headers['Content-Length']} bytes came")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply, part.open("wb") as file:
+                shutil.copyfileobj(reply, file)
+                if file.tell() < int(reply.headers["Content-Length"] or 0):  # what breaks off raises nothing
+                    raise OSError(f"{file.tell()} of {reply.headers['Content-Length']} bytes came")
+        except OSError as error:
+            raise UserError(f"could not fetch {url}: {error}; put the file at {path} by hand, or go on without: "
+                            "--sample") from error
 
-    try:
-        write_whole(path, download)
-    except OSError as error:
-        raise UserError(f"could not fetch {url}: {error}; put the file at {path} by hand, or go on without: --sample"
-                        ) from error
+    write_whole(path, download)
     return path
 
 
@@ -1542,6 +1542,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:  # such as a sheet that a spreadsheet holds open
+        raise UserError(f"could not write {path}: {error.strerror}; what was written before is whole") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -564,7 +564,7 @@ def draw(path, ways):
 if PROCESS > 0:
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - of several processes the first one speaks
 
-# 1. The run, what an answer is for its task, and a journal that can be written.
+# 1. The run, what an answer is for its task, and the journal.
 folder, run = common.find_run(args)
 task, device = run["task"], common.pick_device()
 kind = common.kind_of(task)

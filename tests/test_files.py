@@ -60,6 +60,14 @@ def test_what_can_not_be_read_is_one_line(tmp_path, capsys, content, said):
     refused(capsys, lambda: common.read_csv(tmp_path / "a.csv", required=["x"]), said)
 
 
+def test_what_can_not_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(common.UserError):
+        common.write_json(tmp_path / "a.json", {})
+    assert "a.json: Is a directory; what was written before is whole" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
     """SIGKILL at random moments: files are of one version from beginning to end and never go back."""
