@@ -292,9 +292,9 @@ class CustomTrainer(Trainer):
                             torch.full_like(loss, len(labels))])
 
     def _count(self, group):
-        """The examples of an update, those of all processes, a tensor: nobody waits for it."""
+        """The examples of an update, those of all processes, filled in on the device: nobody waits for it."""
         examples = float(sum(len(batch["labels"]) for batch in group))
-        return self.accelerator.reduce(torch.tensor(examples, device=self.args.device))
+        return self.accelerator.reduce(torch.full((), examples, device=self.args.device))
 
     def _close_epoch(self, learning_rate):
         """Append the epoch's training loss, score and seconds to state.log_history, and start anew."""
@@ -1246,6 +1246,7 @@ for library in (transformers, datasets, huggingface_hub):
     library.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else the hub is asked to convert a model's pickle
+torch.backends.cuda.enable_cudnn_sdp(False)  # torch's first choice from Hopper on plans each new length anew
 
 
 def load_model(name: str, task: Task, dropout: float | None = None, own: bool = False) -> tuple[Any, Any]:

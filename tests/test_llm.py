@@ -91,7 +91,7 @@ def scripted(llm_of, tmp_path, monkeypatch):
             texts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
             said = [answers[int(re.findall(r"\[(\d+)\]", text)[-1])] for text in texts]
             ends = tokenizer(said, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
-            return torch.cat([input_ids, ends["input_ids"]], dim=1)
+            return torch.cat([input_ids, ends["input_ids"].to(input_ids.device)], dim=1)
 
         monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", generate)
         make_run(tmp_path, predictions, **{"metrics": ["accuracy"], **task})

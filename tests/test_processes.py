@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, run
 from safetensors.numpy import load_file
 
@@ -42,6 +43,7 @@ def one(tmp_path_factory):
     return folder
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="each process takes a GPU of its own, and here is one")
 def test_two_processes_stopped_by_a_signal_to_one_and_resumed_train_as_one(one, tmp_path, capsys):
     """It comes within an epoch."""
     (tmp_path / "stop.py").write_text(STOP)
