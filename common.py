@@ -10,6 +10,7 @@ Try it:  python train.py --dataset mrpc --sample && python evaluate.py --dataset
 """
 
 import csv
+import ctypes
 import difflib
 import functools
 import hashlib
@@ -54,6 +55,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
 from scipy.stats import rankdata
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import EvalPrediction, Trainer
@@ -245,10 +247,9 @@ class CustomTrainer(Trainer):
         # 7. Close: mean loss, speed, the best epoch's weights back into memory (_load_best_model), on_train_end.
         return self._finalize_training(trial, num_samples, self._start_time)
 
-    # For the loop you may stop reading here. The CPU (host) waits for the GPU (device) where it reads a number from it:
-    # for a log, in _close_epoch, for a checkpoint, in evaluation, and in the scaler of fp16, which skips an update that
-    # overflowed, though global_step counts it. No division by the accumulation steps is left to accelerate: Trainer
-    # tells it of none.
+    # For the loop you may stop reading here. The CPU waits for the GPU where it reads a number of it: for a log, a
+    # checkpoint, an evaluation, the end of an epoch, and as transformers asks whether a mask is all ones. fp16's scaler
+    # skips an update that overflowed, which global_step counts. Nothing is divided by accumulation steps in accelerate.
 
     def get_train_dataloader(self):
         """Batches of like lengths; for a data set without `lengths` those of Trainer."""
@@ -886,9 +887,8 @@ def find_task(dataset: str, text_column: list[str] | None = None, label_column: 
             raise UserError(f"{path} takes --text-column A [B] and --label-column L, all different")
         return {"key": path.stem, "row": "own file", "title": path.name, "kind": "classification",
                 "file": str(path.resolve()), "text": text_column, "label": label_column, "labels": "from data",
-                "splits": {"train": "all"},
-                "validation_share": 0.1, "test_share": 0.1, "metrics": ["accuracy", "macro_f1"], "max_length": 128,
-                "why": "one file: 80/10/10, stratified by label with a fixed seed"}
+                "splits": {"train": "all"}, "validation_share": 0.1, "test_share": 0.1, "max_length": 128,
+                "metrics": ["accuracy", "macro_f1"], "why": "one file: 80/10/10, stratified by label with a fixed seed"}
     if dataset not in catalog():
         near = ", ".join(difflib.get_close_matches(dataset, catalog(), 3, 0.4)) or "see python train.py --list"
         raise UserError(f"no dataset {dataset!r} in the catalog ({near}), and no {', '.join(OWN_FILES)} file; a "
@@ -1247,6 +1247,8 @@ for library in (transformers, datasets, huggingface_hub):
 transformers.logging.disable_progress_bar()
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else the hub is asked to convert a model's pickle
 torch.backends.cuda.enable_cudnn_sdp(False)  # torch's first choice from Hopper on plans each new length anew
+for option in (-1, -3) if sys.platform == "linux" else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: freed memory is
+    ctypes.CDLL(None).mallopt(option, 2**30)  # kept; else the large gradients of each step take fresh pages again
 
 
 def load_model(name: str, task: Task, dropout: float | None = None, own: bool = False) -> tuple[Any, Any]:
@@ -1329,8 +1331,6 @@ def build_sample_model(data: Data, dropout: float | None = None) -> tuple[Any, A
 
 def word_tokenizer(texts: Iterable[str]) -> Any:
     """A lower-casing tokenizer whose vocabulary is the words and marks of `texts`, the most frequent ones first."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -1452,8 +1452,7 @@ def to_host(part: tuple[Any, Any, Any]) -> tuple[Array, Array, Array]:
     return part[0], *(torch.as_tensor(tensor).cpu().numpy() for tensor in part[1:])
 
 
-def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str
-            ) -> tuple[Any, Tensor, Tensor]:
+def forward(model: Any, batch: dict[str, Tensor], kind: Kind, precision: str) -> tuple[Any, Tensor, Tensor]:
     """The model's outputs of one batch; logits (kind.logits) and head vectors (kind.head_vectors), float32.
 
     A vector is the input of the head's last linear layer; where that is one per token, of the token that the head
