@@ -54,7 +54,6 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
-from scipy.stats import rankdata
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import tqdm
@@ -735,7 +734,7 @@ class Regression(Kind):
     tuned = ()
     METRICS: dict[str, Callable[..., Any]] = {
         "pearson": lambda gold, predicted: np.corrcoef(gold, predicted)[0, 1],
-        "spearman": lambda gold, predicted: np.corrcoef(rankdata(gold), rankdata(predicted))[0, 1],
+        "spearman": lambda gold, predicted: np.corrcoef(pd.Series(gold).rank(), pd.Series(predicted).rank())[0, 1],
         "mse": lambda gold, predicted: np.mean((predicted - gold) ** 2),
     }
 
