@@ -1676,6 +1676,6 @@ def describe_run(run: dict[str, Any], evaluated: int | None = None) -> str:
     """What stands under every picture: data set, model, seed, and that figures are of samples or of a part."""
     whole = run["data"]["rows"]["test"]
     parts = [run["dataset"], f"{Path(run['model']).name}, seed {run['seed']}"]
-    parts += ["sample rows: figures mean nothing"] if run["sample"] else []
+    parts += ["--sample: figures mean nothing"] if run["sample"] else []
     parts += [f"{evaluated} of {whole} test examples"] if evaluated is not None and evaluated < whole else []
     return "; ".join(parts)

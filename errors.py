@@ -253,9 +253,10 @@ def missing_in_sheet(sheet, n_errors):
 
 def missing_in_report():
     """What the pictures, report_notes.md and the report lack, a line each."""
-    for name in ("learning_curve.png", "embedding_*.png", "report_notes.md", "report.tex"):
+    how = dict.fromkeys(("learning_curve.png", "embedding_*.png", "report_notes.md", "report.tex"), "run visualize.py")
+    for name, way in {**how, "report.pdf": "tectonic or Overleaf makes it from report.tex"}.items():
         if not any(folder.glob(name)):
-            yield f"{name}: run visualize.py"
+            yield f"{name}: {way}"
     notes, report = folder / "report_notes.md", folder / "report.tex"
     text = re.sub("(?s)<!--.*?-->", "", common.decode(notes)) if notes.is_file() else ""
     if empty := [title for title, part in common.sections_of(text).items() if not part]:
@@ -363,5 +364,5 @@ if not (folder / "codebook.md").is_file():
     common.write_text(folder / "codebook.md", filled.render(confidence=confidence) + "\n")
 print(f"confidence: {confidence}")
 how = "all" if len(sheet) == len(errors) else f"drawn at random within each error type (seed {run['seed']})"
-print(f"{path}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}\n"
-      f"{common.describe_run(run, len(predictions))}")
+print(f"{path}: {len(sheet)} of {len(errors)} errors in {len(predictions)} samples, {how}; "
+      f"{is_annotated(sheet).sum()} annotated\n{common.describe_run(run, len(predictions))}")

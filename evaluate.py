@@ -86,9 +86,9 @@ def scored(table):
 
 
 def what_is_ours():
-    """What sets our figures apart from any published one: sample rows, other training data, a part of the examples."""
+    """What sets our figures apart from any published one: --sample, other training data, a part of the examples."""
     trained = run.get("trained_on", run)
-    facts = ["ours is on sample rows"] if run["sample"] else []
+    facts = ["ours is a run with --sample"] if run["sample"] else []
     if trained["dataset"] not in (run["dataset"], *task.get("trained_on", ())):
         facts.append(f"ours was trained on {trained['dataset']}")
     for split, record in (("train", trained["data"]), ("test", data.record)):
@@ -117,10 +117,10 @@ def published_scores(ours):
                  f"its split is {score['split']} and ours {split}": score["split"] != split,
                  f"its model is of size {score['size']} and ours {size}": score["size"] != size}
         gap, gap_low, gap_high = (100 * ours[end] - score["value"] for end in ("value", "ci_low", "ci_high"))
-        rows.append({"metric": ours["metric"], "role": score["role"], "value": score["value"] / 100, "gap": gap,
-                     "gap_low": gap_low, "gap_high": gap_high, "model": score["model"] + ", unchecked" * (not checked),
-                     "split": score["split"], "differs": "; ".join(fact for fact, holds in facts.items() if holds),
-                     "cite": score["cite"], "url": score["url"]})
+        value, model = round(score["value"] / 100, 6), score["model"] + ", unchecked" * (not checked)
+        rows.append({"metric": ours["metric"], "role": score["role"], "value": value, "gap": gap, "gap_low": gap_low,
+                     "gap_high": gap_high, "model": model, "split": score["split"], "cite": score["cite"],
+                     "differs": "; ".join(fact for fact, holds in facts.items() if holds), "url": score["url"]})
     return rows
 
 
@@ -418,4 +418,4 @@ if len(seeds) > 1:
     common.write_csv(folder.parent / "seeds.csv", summary.reset_index(names="metric"))
     print(f"{len(seeds)} seeds, mean +- standard deviation: " + ", ".join(
         f"{row.Index} {row.mean:.4f} +- {row.sd:.4f}" for row in summary.loc[task["metrics"]].itertuples()))
-print("sample rows: the figures mean nothing\n" * run["sample"] + f"written to {folder}")
+print("--sample: the figures mean nothing\n" * run["sample"] + f"written to {folder}")

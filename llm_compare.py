@@ -741,5 +741,5 @@ if (table["llm_generated_label"] == UNPARSED).mean() > 0.05:
           + "; parse_method says why; --max-new-tokens, --shots or another --prompt-file may help")
 print("the LLM may have seen public test sets in its training, labels included: its figures may flatter it")
 if run["sample"]:
-    print("sample rows: the figures mean nothing")
+    print("--sample: the figures mean nothing")
 print(f"{differs.sum()} samples in disagreements.csv; written to {folder}")

@@ -277,7 +277,7 @@ def print_data(task, record):
         if found["n"]:
             print(f"  {pair}: {found['n']} of {pair[6:]}'s examples ({found['share']:.1%}) stand in train too")
     if args.sample:
-        print("sample rows: the figures of this run mean nothing")
+        print("--sample: the figures of this run mean nothing")
 
 
 if args.list:

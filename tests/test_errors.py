@@ -177,7 +177,7 @@ def test_check_lists_what_is_missing_to_hand_in(tmp_path, capsys):
         return out.splitlines()
 
     make_run(tmp_path, wrong_ones(4))
-    check("errors.csv", "learning_curve.png", "embedding_", "report_notes.md", "report.tex")
+    check("errors.csv", "learning_curve.png", "embedding_", "report_notes.md", "report.tex", "report.pdf")
     assert not (tmp_path / "errors.csv").exists()
     run("errors", "--run", tmp_path, "--n", 3)
     first, second, third = fill_in(tmp_path, cause=["irony", "", " "], solution=[
@@ -187,7 +187,7 @@ def test_check_lists_what_is_missing_to_hand_in(tmp_path, capsys):
     run("errors", "--run", tmp_path)
     fill_in(tmp_path, cause="irony", solution="more data: ironic ones", llm_prediction="bad")
     run("errors", "--run", tmp_path)
-    for name in ("learning_curve.png", "embedding_tsne.png", "report.tex"):
+    for name in ("learning_curve.png", "embedding_tsne.png", "report.tex", "report.pdf"):
         (tmp_path / name).touch()
     notes, report = tmp_path / "report_notes.md", tmp_path / "report.tex"
     text = "# Title\n## Author\nMe\n## What was hardest\n<!-- a hint\n## Why? -->\nAll.\n"
