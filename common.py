@@ -247,8 +247,8 @@ class CustomTrainer(Trainer):
         return self._finalize_training(trial, num_samples, self._start_time)
 
     # For the loop you may stop reading here. The CPU waits for the GPU where it reads a number of it: for a log, a
-    # checkpoint, an evaluation, the end of an epoch, and as transformers asks whether a mask is all ones. fp16's scaler
-    # skips an update that overflowed, which global_step counts. Nothing is divided by accumulation steps in accelerate.
+    # checkpoint, an evaluation, the end of an epoch, and as transformers asks whether a mask is all ones. An update
+    # that overflows fp16 counts in global_step; fused AdamW skips it unseen, and the schedule goes on, as in Trainer.
 
     def get_train_dataloader(self):
         """Batches of like lengths; for a data set without `lengths` those of Trainer."""

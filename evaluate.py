@@ -86,9 +86,9 @@ def scored(table):
 
 
 def what_is_ours():
-    """What sets our figures apart from any published one: --sample, other training data, a part of the examples."""
+    """What sets our figures apart from any published one: a sample run, other training data, a part of the examples."""
     trained = run.get("trained_on", run)
-    facts = ["ours is a run with --sample"] if run["sample"] else []
+    facts = ["ours is a sample run"] if run["sample"] else []
     if trained["dataset"] not in (run["dataset"], *task.get("trained_on", ())):
         facts.append(f"ours was trained on {trained['dataset']}")
     for split, record in (("train", trained["data"]), ("test", data.record)):

@@ -1,4 +1,4 @@
-"""What a GPU does differently: equalities, waits, speeds and memory, as Markdown tables. Eight minutes on one GPU.
+"""What a GPU does differently: equalities, waits, speeds and memory, as Markdown tables. About eight minutes on a GPU.
 
     python tests/gpu.py ROWS            ROWS/mrpc.jsonl and ROWS/sst2.jsonl: a line {"texts": [...], "label": 0} each
     python tests/gpu.py ROWS --small    the same code with tiny shapes on whatever is there, two minutes on a CPU
@@ -202,8 +202,8 @@ def speeds(shape, name, precision):
         trained[who] = clock(trainer.train)
         torch.backends.cuda.enable_cudnn_sdp(False)
         if who == "ours":
-            model, history = trainer.model, trainer.state.log_history
-            trained["ours, by history.csv"] = history[0]["seconds"]
+            model = trainer.model
+            trained["ours, by history.csv"] = trainer.state.log_history[0]["seconds"]
     few, peer = make_data(name, 64 * BATCH), Trainer(model=model, args=arguments(precision), data_collator=per_batch)
     predicted = {"ours": clock(lambda: common.predict(model, few, kind, BATCH, precision)),
                  "Trainer.predict": clock(lambda: peer.predict(stock[:len(few)]))}

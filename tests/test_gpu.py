@@ -6,7 +6,8 @@ import re
 import numpy as np
 from conftest import run
 
-BOUNDS = {"loop and stock Trainer": 1e-6, "4 micro-batches": 1e-5, "a run and its resume": 0, "fp16, an update": 0}
+BOUNDS = {"loop and stock Trainer, fp32": 1e-6, "loop and stock Trainer": 1e-3,  # bf16, fp16 on an H100: 2e-4
+          "4 micro-batches": 1e-5, "a run and its resume": 0, "fp16, an update": 0}
 
 
 def test_small_shapes_run_through_and_the_equalities_hold(tmp_path, capsys):
